@@ -1,0 +1,65 @@
+"""minires: a from-scratch deep-learning engine for residual networks.
+
+    import minires as mr
+    x = mr.Tensor(array, requires_grad=True)
+    model = mr.models.create("resnet20")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from minires import functional, kernels, nn
+from minires.autograd import (
+    Function,
+    Parameter,
+    Tensor,
+    clip,
+    concatenate,
+    enable_grad,
+    exp,
+    grad,
+    is_grad_enabled,
+    log,
+    matmul,
+    maximum,
+    minimum,
+    no_grad,
+    set_grad_enabled,
+    sigmoid,
+    sqrt,
+    stack,
+    tanh,
+    tensor,
+    where,
+)
+from minires.functional.random import manual_seed
+
+if TYPE_CHECKING:
+    from minires import data, models, optim, testing, training
+    from minires.files import load_file, save_file
+    from minires.testing import gradcheck, gradgradcheck
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("data", "models", "optim", "testing", "training")
+_LATE = {
+    "gradcheck": "minires.testing",
+    "gradgradcheck": "minires.testing",
+    "load_file": "minires.files",
+    "save_file": "minires.files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Parts that not every program needs are imported when they are first asked for."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"minires.{name}")
+    if name in _LATE:
+        return getattr(importlib.import_module(_LATE[name]), name)
+    raise AttributeError(f"module 'minires' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBMODULES, *_LATE])

@@ -1,0 +1,313 @@
+"""Reverse-mode differentiation: one walk over the tape, newest operation first.
+
+Every node is younger than the nodes that made its inputs, so taking nodes from a heap by age,
+newest first, visits each one only when all its output's consumers have contributed. No recursion
+and no separate sort: a chain of any depth works.
+
+Gradients are shared freely inside one walk (an addition hands the same array to both sides) and
+treated as read-only unless the walk owns them. Only what leaves it, into `.grad` or to a caller of
+`grad()`, is made sure to own its memory: at a residual join, two tensors must never share a buffer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minires.autograd.tape import Function, describe, enable_grad, no_grad
+from minires.autograd.tensor import Tensor
+
+Key = tuple[int, int]  # (id of a node or leaf, output index)
+
+
+class _Pending:
+    """A gradient being summed. `owned`: nobody else sees this array, so it may be added into."""
+
+    __slots__ = ("owned", "value")
+
+    def __init__(self, value: Tensor, owned: bool) -> None:
+        self.value = value
+        self.owned = owned
+
+    def add(self, value: Tensor, owned: bool, create_graph: bool) -> None:
+        if create_graph:
+            self.value = self.value + value
+            self.owned = True
+        elif self.owned:
+            np.add(self.value._data, value._data, out=self.value._data)
+        elif owned:
+            np.add(self.value._data, value._data, out=value._data)
+            self.value, self.owned = value, True
+        else:
+            self.value = Tensor._wrap(self.value._data + value._data)
+            self.owned = True
+
+    def own(self) -> Tensor:
+        """The gradient in memory of its own."""
+        return self.value if self.owned else self.value.clone()
+
+
+class _Walk:
+    """One backward pass."""
+
+    def __init__(
+        self, retain_graph: bool, create_graph: bool, wanted: Collection[Key] = ()
+    ) -> None:
+        self.retain_graph = retain_graph
+        self.create_graph = create_graph
+        self.wanted = wanted
+        self.pending: dict[Key, _Pending] = {}
+        self.leaves: dict[int, Tensor] = {}
+        self.found: dict[Key, _Pending] = {}
+        self.heap: list[tuple[int, Function]] = []
+        self.queued: set[int] = set()
+        self.useful: set[int] | None = None
+
+    def receive(self, edge: Any, value: Tensor, owned: bool) -> None:
+        """Add a gradient to what an edge has collected."""
+        if isinstance(edge, Tensor):
+            key = (id(edge), 0)
+            self.leaves[id(edge)] = edge
+        else:
+            node, index = edge
+            key = (id(node), index)
+            if id(node) not in self.queued:
+                self.queued.add(id(node))
+                heapq.heappush(self.heap, (-node.sequence, node))
+        pending = self.pending.get(key)
+        if pending is None:
+            self.pending[key] = _Pending(value, owned)
+        else:
+            pending.add(value, owned, self.create_graph)
+
+    def run(self) -> None:
+        with enable_grad() if self.create_graph else no_grad():
+            while self.heap:
+                _, node = heapq.heappop(self.heap)
+                self.visit(node)
+            for leaf in self.leaves.values():
+                pending = self.pending.pop((id(leaf), 0))
+                _apply_hooks(leaf._hooks, pending, leaf.shape)
+                self.found[(id(leaf), 0)] = pending
+
+    def visit(self, node: Function) -> None:
+        gradients = []
+        for index, (shape, dtype) in enumerate(node.outputs):
+            pending = self.pending.pop((id(node), index), None)
+            if pending is None:  # an output nothing was computed from
+                gradients.append(Tensor._wrap(np.zeros(shape, dtype)))
+                continue
+            if node.hooks is not None:
+                _apply_hooks(node.hooks.get(index), pending, shape)
+            if (id(node), index) in self.wanted:
+                self.found[(id(node), index)] = pending
+                pending.owned = False
+            gradients.append(pending.value)
+        if self.useful is not None and id(node) not in self.useful:
+            return
+        if node.released or node.edges is None:
+            raise RuntimeError(
+                f"backward: the graph was freed by an earlier backward (at {node.name}). Compute "
+                "the loss again, or pass retain_graph=True to the earlier call."
+            )
+        edges, needs = node.edges, node.needs
+        if self.useful is not None:
+            needs = tuple([_leads_to(self.wanted, edge, self.useful) for edge in edges])
+        results = node.differentiate(gradients, needs)
+        if len(results) != len(edges):
+            raise RuntimeError(
+                f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
+            )
+        for position, (edge, result) in enumerate(zip(edges, results, strict=True)):
+            if result is None or not needs[position]:
+                continue
+            shape, dtype = node.inputs[position]
+            if result._data.shape != shape:
+                raise RuntimeError(
+                    f"{node.name}.backward returned a gradient of shape {result.shape} for input "
+                    f"{position} of shape {shape}"
+                )
+            if result._data.dtype != dtype:
+                result = result.astype(dtype)
+            self.receive(edge, result, _is_fresh(result._data, gradients, results, position, node))
+        if not self.retain_graph:
+            node.release()
+
+def _is_fresh(
+    array: Any, gradients: list[Tensor], results: tuple[Any, ...], position: int, node: Function
+) -> bool:
+    """Whether backward made this array for this input alone."""
+    for gradient in gradients:
+        if array is gradient._data or _overlap(array, gradient._data):
+            return False
+    for other, result in enumerate(results):
+        if other != position and result is not None and _overlap(array, result._data):
+            return False
+    return not any(_overlap(array, saved) for saved in node.saved_arrays().values())
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    # Two arrays that own their memory overlap only if they are one.
+    if a is b:
+        return True
+    if a.base is None and b.base is None:
+        return False
+    return bool(np.may_share_memory(a, b))
+
+
+def _apply_hooks(hooks: Iterable[Any] | None, pending: _Pending, shape: Any) -> None:
+    for hook in tuple(hooks or ()):
+        pending.owned = False  # the hook may keep what it is shown
+        replacement = hook(pending.value)
+        if replacement is None:
+            continue
+        if not isinstance(replacement, Tensor) or replacement.shape != tuple(shape):
+            raise ValueError(
+                f"hook: expected None or a Tensor of shape {tuple(shape)}, got "
+                f"{describe(replacement) if isinstance(replacement, Tensor) else replacement!r}"
+            )
+        pending.value = replacement
+
+
+def _seed(output: Tensor, gradient: Any, what: str) -> Tensor:
+    """The gradient a walk starts from, checked."""
+    if not isinstance(output, Tensor):
+        raise TypeError(f"{what}: expected a Tensor, got {type(output).__name__}")
+    if not output.requires_grad:
+        raise RuntimeError(
+            f"{what}: this tensor does not require gradients; no input had requires_grad=True, or "
+            "it was computed inside no_grad()"
+        )
+    if gradient is None:
+        if output.size != 1:
+            raise RuntimeError(
+                f"{what}: the output has {describe(output)}, and only a scalar has a gradient of "
+                "its own; reduce it to a scalar, or pass the gradient reaching it"
+            )
+        return Tensor._wrap(np.ones_like(output._data))
+    if not isinstance(gradient, Tensor):
+        gradient = Tensor(np.asarray(gradient, output.dtype))
+    if gradient.shape != output.shape:
+        raise ValueError(f"{what}: gradient has shape {gradient.shape}, expected {output.shape}")
+    return gradient if gradient.dtype == output.dtype else gradient.astype(output.dtype)
+
+
+def backward(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Any],
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> None:
+    """Accumulate into `.grad` of every leaf; see `Tensor.backward`."""
+    walk = _Walk(create_graph if retain_graph is None else retain_graph, create_graph)
+    for output, gradient in zip(outputs, gradients, strict=True):
+        walk.receive(output._edge(), _seed(output, gradient, "backward"), owned=False)
+    walk.run()
+    with enable_grad() if create_graph else no_grad():
+        for leaf in walk.leaves.values():
+            pending = walk.found[(id(leaf), 0)]
+            leaf.grad = pending.own() if leaf.grad is None else leaf.grad + pending.value
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `outputs` with respect to `inputs`, without touching any `.grad`.
+
+    outputs: a tensor or several, whose gradients are added up.
+    inputs: leaves or intermediate tensors.
+    grad_outputs: gradient reaching each output; may be left out for scalars.
+    allow_unused: return None for an input the outputs do not depend on, instead of raising.
+
+    Only the part of the graph between them is walked. Raises RuntimeError as `backward` does.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif isinstance(grad_outputs, Tensor | np.ndarray):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad: {len(outputs)} outputs but {len(grad_outputs)} grad_outputs")
+    keys: list[Key] = []
+    for position, tensor in enumerate(inputs):
+        edge = tensor._edge()
+        if edge is None:
+            raise RuntimeError(f"grad: input {position} does not require gradients")
+        keys.append((id(edge), 0) if isinstance(edge, Tensor) else (id(edge[0]), edge[1]))
+
+    retain = create_graph if retain_graph is None else retain_graph
+    walk = _Walk(retain, create_graph, set(keys))
+    seeds = [_seed(o, g, "grad") for o, g in zip(outputs, grad_outputs, strict=True)]
+    walk.useful = _useful_nodes(outputs, set(keys))
+    for output, seed in zip(outputs, seeds, strict=True):
+        walk.receive(output._edge(), seed, owned=False)
+    walk.run()
+
+    results: list[Tensor | None] = []
+    given: set[Key] = set()
+    for position, key in enumerate(keys):
+        pending = walk.found.get(key)
+        if pending is None:
+            if not allow_unused:
+                raise RuntimeError(
+                    f"grad: the outputs do not depend on input {position}; pass allow_unused=True "
+                    "to get None for it"
+                )
+            results.append(None)
+            continue
+        results.append(pending.value.clone() if key in given else pending.own())
+        given.add(key)
+    return tuple(results)
+
+
+def _useful_nodes(outputs: Sequence[Tensor], wanted: set[Key]) -> set[int]:
+    """Ids of the nodes below `outputs` from which a wanted tensor can be reached."""
+    nodes: dict[int, Function] = {}
+    stack = [output._node for output in outputs if output._node is not None]
+    while stack:
+        node = stack.pop()
+        if id(node) in nodes:
+            continue
+        nodes[id(node)] = node
+        stack.extend(edge[0] for edge in node.edges or () if isinstance(edge, tuple))
+    useful: set[int] = set()
+    for node in sorted(nodes.values(), key=lambda n: n.sequence):
+        if node.released:  # anything may lie below a freed node: let the walk report it
+            if not any((id(node), i) in wanted for i in range(len(node.outputs))):
+                useful.add(id(node))
+            continue
+        if any(_leads_to(wanted, edge, useful) for edge in node.edges or ()):
+            useful.add(id(node))
+    return useful
+
+
+def _leads_to(wanted: Collection[Key], edge: Any, useful: set[int]) -> bool:
+    """Whether an edge ends in a wanted tensor, or in a node from which one can be reached."""
+    if edge is None:
+        return False
+    if isinstance(edge, Tensor):
+        return (id(edge), 0) in wanted
+    node, index = edge
+    return (id(node), index) in wanted or id(node) in useful
+
+
+def retain(tensor: Tensor) -> None:
+    """Make backward store the gradient of an intermediate tensor in its `.grad`."""
+    reference = weakref.ref(tensor)
+
+    def store(gradient: Tensor) -> None:
+        kept = reference()
+        if kept is not None:
+            kept.grad = gradient.clone() if kept.grad is None else kept.grad + gradient
+
+    tensor.register_hook(store)

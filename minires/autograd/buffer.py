@@ -1,0 +1,69 @@
+"""Noticing that an array the tape has saved was changed before backward could use it.
+
+Every tensor shares a `Buffer` with its views. Changes made through minires (the optimiser's
+step, `copy_`, item assignment) count up its version. Changes made behind its back, through
+`.data` or `.numpy()`, cannot be counted, so an array that was ever handed out is also compared
+by a checksum. Arrays that never leave the engine, the bulk of any network, are never read for it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+
+def checksum(array: Any) -> int:
+    """CRC-32 of the array's elements; 0 for arrays that do not live in the host's memory."""
+    if not isinstance(array, np.ndarray):
+        return 0
+    return zlib.crc32(np.ascontiguousarray(array.ravel(order="K")).view(np.uint8).data)
+
+
+class Buffer:
+    """The memory behind a tensor and its views.
+
+    array: the whole array the views look into.
+    version: how often minires changed it in place.
+    exposed: whether somebody outside holds the array.
+    """
+
+    __slots__ = ("array", "exposed", "first_checksum", "version")
+
+    def __init__(self, array: Any, exposed: bool = False) -> None:
+        self.array = array
+        self.version = 0
+        self.exposed = exposed
+        self.first_checksum: int | None = None
+
+    def expose(self) -> None:
+        """Note that the array is being handed out, with its contents at this moment."""
+        if not self.exposed:
+            self.exposed = True
+            self.first_checksum = checksum(self.array)
+
+
+class Saved:
+    """One array kept for backward, with what is needed to tell whether it is still the same."""
+
+    __slots__ = ("array", "buffer", "checksum", "edge", "version")
+
+    def __init__(self, array: Any, buffer: Buffer | None, edge: Any) -> None:
+        self.array = array
+        self.buffer = buffer
+        self.edge = edge
+        if buffer is not None:
+            self.version = buffer.version
+            self.checksum = checksum(buffer.array) if buffer.exposed else None
+
+    def changed(self) -> bool:
+        buffer = self.buffer
+        if buffer is None:
+            return False
+        if buffer.version != self.version:
+            return True
+        if not buffer.exposed:
+            return False
+        expected = self.checksum if self.checksum is not None else buffer.first_checksum
+        return checksum(buffer.array) != expected

@@ -1,0 +1,360 @@
+"""Arithmetic and other operations that act on each element, with NumPy's broadcasting.
+
+The gradient of a broadcast input is summed over the axes it was broadcast along.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires.autograd.tape import Function
+from minires.autograd.tensor import Scalar, Tensor
+
+
+def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
+    """`value` as a Tensor. A Python number takes the dtype of `like`, as in NumPy."""
+    if isinstance(value, Tensor):
+        return value
+    if like is not None and isinstance(value, int | float) and like._data.dtype.kind == "f":
+        return Tensor._wrap(np.asarray(value, like._data.dtype))
+    if isinstance(value, np.ndarray | np.generic | int | float | list | tuple):
+        return Tensor(value)
+    raise TypeError(f"expected a Tensor, an array or a number, got {type(value).__name__}")
+
+
+def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(a, Tensor):
+        return a, as_tensor(b, a)
+    return (as_tensor(a, b), b) if isinstance(b, Tensor) else (as_tensor(a), as_tensor(b))
+
+
+def sum_to(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Sum a gradient over the axes along which an input of this shape was broadcast."""
+    if gradient._data.shape == shape:
+        return gradient
+    return SumTo(shape)(gradient)
+
+
+class SumTo(Function):
+    """The adjoint of broadcasting: sums until the shape is `shape`."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def forward(self, x: Any) -> Any:
+        self.x_shape = x.shape
+        extra = x.ndim - len(self.shape)
+        axes = tuple(range(extra)) + tuple(
+            extra + i for i, n in enumerate(self.shape) if n == 1 and x.shape[extra + i] != 1
+        )
+        return np.asarray(x.sum(axis=axes)).reshape(self.shape)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        from minires.autograd.shaping import broadcast_to
+
+        return broadcast_to(gy, self.x_shape)
+
+
+class _Binary(Function):
+    """Keeps the two input shapes, and hands each side what is its due."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a_shape, self.b_shape = a.shape, b.shape
+        try:
+            return self.compute(a, b)
+        except ValueError as error:
+            if "broadcast" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.name.lower()}: shapes {a.shape} and {b.shape} do not broadcast: compared "
+                "from the last axis, sizes must be equal or one of them 1"
+            ) from None
+
+    def compute(self, a: Any, b: Any) -> Any:
+        raise TypeError(f"{self.name} defines compute(self, a, b)")
+
+
+class Add(_Binary):
+    def compute(self, a: Any, b: Any) -> Any:
+        return np.asarray(a + b)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        return sum_to(gy, self.a_shape), sum_to(gy, self.b_shape)
+
+
+class Sub(_Binary):
+    def compute(self, a: Any, b: Any) -> Any:
+        return np.asarray(a - b)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        gb = sum_to(-gy, self.b_shape) if self.needs[1] else None
+        return sum_to(gy, self.a_shape), gb
+
+
+class Mul(_Binary):
+    def compute(self, a: Any, b: Any) -> Any:
+        self.save(a=a, b=b)
+        return np.asarray(a * b)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = self.saved
+        ga = sum_to(gy * saved.b, self.a_shape) if self.needs[0] else None
+        gb = sum_to(gy * saved.a, self.b_shape) if self.needs[1] else None
+        return ga, gb
+
+
+class Div(_Binary):
+    def compute(self, a: Any, b: Any) -> Any:
+        self.save(a=a, b=b)
+        return np.asarray(a / b)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.saved.a, self.saved.b
+        ga = sum_to(gy / b, self.a_shape) if self.needs[0] else None
+        gb = sum_to(-gy * a / (b * b), self.b_shape) if self.needs[1] else None
+        return ga, gb
+
+
+class Maximum(_Binary):
+    """The larger of two; where they tie, each side gets half of the gradient."""
+
+    sign = 1.0
+
+    def compute(self, a: Any, b: Any) -> Any:
+        difference = self.sign * (a - b)
+        share = (difference > 0) + 0.5 * (difference == 0)
+        self.save(share=share.astype(difference.dtype))
+        return np.asarray(np.maximum(a, b) if self.sign > 0 else np.minimum(a, b))
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        share = self.saved.share
+        return sum_to(gy * share, self.a_shape), sum_to(gy * (1.0 - share), self.b_shape)
+
+
+class Minimum(Maximum):
+    """The smaller of two; where they tie, each side gets half of the gradient."""
+
+    sign = -1.0
+
+
+class Pow(Function):
+    """x**exponent for a constant exponent."""
+
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def forward(self, x: Any) -> Any:
+        self.save(x=x)
+        return np.asarray(x**self.exponent)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        if self.exponent == 0:
+            return gy * 0.0
+        return gy * (self.exponent * pow(self.saved.x, self.exponent - 1))
+
+
+class PowTensor(_Binary):
+    """a**b for two tensors; a must be positive where b needs a gradient."""
+
+    def compute(self, a: Any, b: Any) -> Any:
+        self.save(a=a, b=b)
+        return np.asarray(a**b)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.saved.a, self.saved.b
+        ga = sum_to(gy * b * pow(a, b - 1.0), self.a_shape) if self.needs[0] else None
+        gb = sum_to(gy * pow(a, b) * log(a), self.b_shape) if self.needs[1] else None
+        return ga, gb
+
+
+class Neg(Function):
+    def forward(self, x: Any) -> Any:
+        return np.asarray(-x)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return -gy
+
+
+class Exp(Function):
+    def forward(self, x: Any) -> Any:
+        y = np.asarray(np.exp(x))
+        self.save(y=y)
+        return y
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return gy * self.saved.y
+
+
+class Log(Function):
+    def forward(self, x: Any) -> Any:
+        self.save(x=x)
+        return np.asarray(np.log(x))
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return gy / self.saved.x
+
+
+class Sqrt(Function):
+    def forward(self, x: Any) -> Any:
+        y = np.asarray(np.sqrt(x))
+        self.save(y=y)
+        return y
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return gy * 0.5 / self.saved.y
+
+
+class Tanh(Function):
+    def forward(self, x: Any) -> Any:
+        y = np.asarray(np.tanh(x))
+        self.save(y=y)
+        return y
+
+    def backward(self, gy: Tensor) -> Tensor:
+        y = self.saved.y
+        return gy * (1.0 - y * y)
+
+
+class Sigmoid(Function):
+    """1 / (1 + exp(-x)), through tanh so that no exponential overflows."""
+
+    def forward(self, x: Any) -> Any:
+        y = np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
+        self.save(y=y)
+        return y
+
+    def backward(self, gy: Tensor) -> Tensor:
+        y = self.saved.y
+        return gy * (y * (1.0 - y))
+
+
+class Abs(Function):
+    """|x|, with gradient 0 at 0."""
+
+    def forward(self, x: Any) -> Any:
+        self.save(sign=np.sign(x))
+        return np.asarray(np.abs(x))
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return gy * self.saved.sign
+
+
+class Clip(Function):
+    """x held between two numbers; the gradient passes where nothing was cut."""
+
+    def __init__(self, minimum: Scalar | None, maximum: Scalar | None) -> None:
+        if minimum is None and maximum is None:
+            raise ValueError("clip: give a minimum, a maximum, or both")
+        self.minimum, self.maximum = minimum, maximum
+
+    def forward(self, x: Any) -> Any:
+        y = np.asarray(np.clip(x, self.minimum, self.maximum))
+        self.save(mask=(x == y).astype(x.dtype))
+        return y
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return gy * self.saved.mask
+
+
+class Where(Function):
+    """a where the condition holds, else b."""
+
+    def __init__(self, condition: Any) -> None:
+        self.condition = condition
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a_shape, self.b_shape = a.shape, b.shape
+        return np.where(self.condition, a, b)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, Tensor]:
+        zero = Tensor._wrap(np.zeros((), gy.dtype))
+        ga = Where(self.condition)(gy, zero)
+        gb = Where(self.condition)(zero, gy)
+        return sum_to(ga, self.a_shape), sum_to(gb, self.b_shape)
+
+
+def add(a: Any, b: Any) -> Tensor:
+    """a + b."""
+    return Add()(*_pair(a, b))
+
+
+def sub(a: Any, b: Any) -> Tensor:
+    """a - b."""
+    return Sub()(*_pair(a, b))
+
+
+def mul(a: Any, b: Any) -> Tensor:
+    """a * b."""
+    return Mul()(*_pair(a, b))
+
+
+def div(a: Any, b: Any) -> Tensor:
+    """a / b."""
+    return Div()(*_pair(a, b))
+
+
+def pow(a: Any, b: Any) -> Tensor:
+    """a**b, for a number or a tensor b."""
+    if isinstance(a, Tensor) and isinstance(b, int | float):
+        return Pow(b)(a)
+    return PowTensor()(*_pair(a, b))
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """The larger of a and b, element by element."""
+    return Maximum()(*_pair(a, b))
+
+
+def minimum(a: Any, b: Any) -> Tensor:
+    """The smaller of a and b, element by element."""
+    return Minimum()(*_pair(a, b))
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """a where `condition` (a boolean tensor or array) holds, else b."""
+    mask = condition._data if isinstance(condition, Tensor) else np.asarray(condition)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"where: the condition must be boolean, got {mask.dtype}")
+    return Where(mask)(*_pair(a, b))
+
+
+def neg(x: Tensor) -> Tensor:
+    """-x."""
+    return Neg()(x)
+
+
+def exp(x: Any) -> Tensor:
+    """e**x."""
+    return Exp()(as_tensor(x))
+
+
+def log(x: Any) -> Tensor:
+    """The natural logarithm."""
+    return Log()(as_tensor(x))
+
+
+def sqrt(x: Any) -> Tensor:
+    """The square root."""
+    return Sqrt()(as_tensor(x))
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent."""
+    return Tanh()(as_tensor(x))
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return Sigmoid()(as_tensor(x))
+
+
+def abs(x: Any) -> Tensor:
+    """|x|; the gradient at 0 is 0."""
+    return Abs()(as_tensor(x))
+
+
+def clip(x: Any, minimum: Scalar | None = None, maximum: Scalar | None = None) -> Tensor:
+    """x held between `minimum` and `maximum`."""
+    return Clip(minimum, maximum)(as_tensor(x))

@@ -1,0 +1,512 @@
+"""The Tensor: an array with a gradient and a place in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minires.autograd.buffer import Buffer, Saved
+from minires.autograd.tape import Function, describe, is_grad_enabled
+
+Scalar = int | float | bool
+Axis = int | Sequence[int] | None
+
+
+class Tensor:
+    """An n-dimensional array whose operations can be differentiated.
+
+    data: an array, a (nested) sequence of numbers, a number or another Tensor. NumPy arrays are
+        shared, not copied, and keep their dtype; Python floats become float32.
+    requires_grad: whether `backward()` shall leave a gradient in `.grad`; floating point only.
+    dtype: convert to this dtype first (a copy if it differs).
+
+    Arithmetic, comparison, slicing and broadcasting follow NumPy; names follow PyTorch.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_data", "_hooks", "_index", "_node", "grad",
+                 "requires_grad")  # fmt: skip
+    __array_priority__ = 1000.0
+    __array_ufunc__ = None  # so that ndarray + Tensor asks the Tensor
+
+    _data: Any
+    grad: Tensor | None
+    requires_grad: bool
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        array = _as_array(data, dtype)
+        if requires_grad and array.dtype.kind != "f":
+            raise TypeError(
+                f"Tensor: only floating-point tensors can require gradients, got {array.dtype}; "
+                "pass dtype=np.float32"
+            )
+        self._data = array
+        self._buffer = Buffer(array, exposed=True)
+        self.requires_grad = bool(requires_grad)
+        self.grad = None
+        self._node: Function | None = None
+        self._index = 0
+        self._hooks: list[Callable[[Tensor], Tensor | None]] | None = None
+
+    @classmethod
+    def _wrap(
+        cls, array: Any, node: Function | None = None, index: int = 0, buffer: Buffer | None = None
+    ) -> Tensor:
+        """A tensor around an array the engine owns; the fast way in for results."""
+        tensor = Tensor.__new__(Tensor)
+        tensor._data = array
+        tensor._buffer = Buffer(array) if buffer is None else buffer
+        tensor.requires_grad = node is not None
+        tensor.grad = None
+        tensor._node = node
+        tensor._index = index
+        tensor._hooks = None
+        return tensor
+
+    @classmethod
+    def _of_saved(cls, saved: Saved, edge: Any) -> Tensor:
+        """A saved array as the tensor it was, in its place in the graph."""
+        if isinstance(edge, Tensor):
+            return edge
+        if edge is None:
+            return cls._wrap(saved.array, buffer=saved.buffer)
+        node, index = edge
+        return cls._wrap(saved.array, node, index, saved.buffer)
+
+    def _edge(self) -> Any:
+        """Where this tensor's gradient goes: itself (a leaf), (node, output index), or None."""
+        if not self.requires_grad:
+            return None
+        return self if self._node is None else (self._node, self._index)
+
+    # -- the array ---------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Any:
+        """The array itself, not a copy. Assigning replaces it (and must keep the shape)."""
+        self._buffer.expose()
+        return self._data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        if array is self._data:  # `p.data -= ...` assigns the array it has just changed
+            self._buffer.version += 1
+            return
+        if array.shape != self._data.shape:
+            raise ValueError(
+                f"data: expected shape {self._data.shape}, got {array.shape}; make a new Tensor "
+                "to change the shape"
+            )
+        if self.requires_grad and array.dtype.kind != "f":
+            raise TypeError(f"data: this tensor requires gradients, got dtype {array.dtype}")
+        self._data = array
+        self._buffer = Buffer(array, exposed=True)
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array, sharing memory with this tensor."""
+        return np.asarray(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def item(self) -> Any:
+        """The only element as a Python number. Raises ValueError if there are more."""
+        if self._data.size != 1:
+            raise ValueError(f"item(): needs one element, this tensor has {describe(self._data)}")
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        return self._data.tolist()
+
+    def copy_(self, source: Any) -> Tensor:
+        """Overwrite the values with `source`'s (broadcast and cast); returns self."""
+        self._refuse_in_place("copy_")
+        array = source._data if isinstance(source, Tensor) else np.asarray(source)
+        self._data[...] = array
+        self._buffer.version += 1
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._refuse_in_place("item assignment")
+        self._data[_plain_index(index)] = value._data if isinstance(value, Tensor) else value
+        self._buffer.version += 1
+
+    def _refuse_in_place(self, what: str) -> None:
+        if self.requires_grad and is_grad_enabled():
+            raise RuntimeError(
+                f"{what}: this tensor requires gradients and in-place changes are not recorded; "
+                "use mr.where or concatenate to build a new tensor, or wrap it in mr.no_grad()"
+            )
+
+    # -- what it is --------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return int(self._data.ndim)
+
+    @property
+    def size(self) -> int:
+        """Number of elements (NumPy's meaning); `numel()` is PyTorch's name for it."""
+        return int(self._data.size)
+
+    def numel(self) -> int:
+        return int(self._data.size)
+
+    @property
+    def device(self) -> str:
+        """Where the array lives: "cpu"."""
+        return "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return self._node is None
+
+    @property
+    def grad_fn(self) -> Function | None:
+        """The operation that made this tensor, or None for a leaf."""
+        return self._node
+
+    def __len__(self) -> int:
+        if self._data.ndim == 0:
+            raise TypeError("len(): a 0-d tensor has no length")
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._data.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(len(self._data)))
+
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __repr__(self) -> str:
+        body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(")
+        parts = [f"tensor({body}"]
+        if self._data.dtype not in (np.float32, np.int64, np.bool_):
+            parts.append(f"dtype={self._data.dtype}")
+        if self._node is not None:
+            parts.append(f"grad_fn=<{self._node.name}>")
+        elif self.requires_grad:
+            parts.append("requires_grad=True")
+        return ", ".join(parts) + ")"
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    # -- gradients ---------------------------------------------------------------------------
+
+    def backward(
+        self,
+        gradient: Any = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+    ) -> None:
+        """Accumulate d(self)/d(leaf) into `.grad` of every leaf that requires it.
+
+        gradient: the gradient reaching this tensor, of its shape; may be left out for one element.
+        retain_graph: keep what backward needs, for another call; defaults to `create_graph`.
+        create_graph: record the backward pass too, so that gradients can be differentiated.
+
+        Raises RuntimeError if nothing requires gradients, if the graph was freed by an earlier
+        call, if a saved array was changed in place, or if `gradient` is missing for a non-scalar.
+        """
+        backward.backward([self], [gradient], retain_graph, create_graph)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+        """Call `hook(gradient)` when this tensor's gradient is complete; a result replaces it.
+
+        The hook must not change the gradient in place. Returns a function that removes the hook.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("register_hook: this tensor does not require gradients")
+        if self._node is None:
+            hooks = self._hooks = self._hooks if self._hooks is not None else []
+        else:
+            if self._node.hooks is None:
+                self._node.hooks = {}
+            hooks = self._node.hooks.setdefault(self._index, [])
+        hooks.append(hook)
+        return lambda: hooks.remove(hook) if hook in hooks else None
+
+    def retain_grad(self) -> None:
+        """Keep this tensor's gradient in `.grad` although it is not a leaf."""
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad: this tensor does not require gradients")
+        if self._node is not None:
+            backward.retain(self)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set `requires_grad` of a leaf; returns self."""
+        if self._node is not None and not requires_grad:
+            raise RuntimeError("requires_grad_: only a leaf can stop requiring gradients; detach()")
+        if requires_grad and self._data.dtype.kind != "f":
+            raise TypeError(f"requires_grad_: only floating-point tensors, got {self._data.dtype}")
+        self.requires_grad = bool(requires_grad)
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def detach(self) -> Tensor:
+        """The same values outside the graph, sharing memory."""
+        return Tensor._wrap(self._data, buffer=self._buffer)
+
+    def clone(self) -> Tensor:
+        """A copy, differentiable."""
+        return shaping.Clone()(self)
+
+    # -- dtype and device --------------------------------------------------------------------
+
+    def to(self, target: Any) -> Tensor:
+        """On a device ("cpu") or in a dtype, differentiable; self if nothing changes."""
+        if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "gpu", "mps"):
+            if target.split(":")[0] != "cpu":
+                raise RuntimeError(f"to({target!r}): this version computes on the CPU only")
+            return self
+        return self.astype(target)
+
+    def astype(self, dtype: Any) -> Tensor:
+        """In another dtype, differentiable between floating-point dtypes."""
+        dtype = np.dtype(dtype)
+        if dtype == self._data.dtype:
+            return self
+        if dtype.kind != "f":
+            return Tensor._wrap(self._data.astype(dtype))
+        return shaping.Cast(dtype)(self)
+
+    def float(self) -> Tensor:
+        return self.astype(np.float32)
+
+    def double(self) -> Tensor:
+        return self.astype(np.float64)
+
+    def cpu(self) -> Tensor:
+        return self.to("cpu")
+
+    # -- arithmetic --------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Tensor:
+        return elementwise.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return elementwise.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return elementwise.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return elementwise.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return elementwise.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return elementwise.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return elementwise.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return elementwise.div(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return elementwise.pow(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return elementwise.pow(other, self)
+
+    def __neg__(self) -> Tensor:
+        return elementwise.neg(self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return elementwise.abs(self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return linalg.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return linalg.matmul(other, self)
+
+    # -- comparison: boolean tensors, never differentiated ----------------------------------
+
+    def __eq__(self, other: object) -> Any:
+        return self._compare(np.equal, other)
+
+    def __ne__(self, other: object) -> Any:
+        return self._compare(np.not_equal, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._compare(np.less, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._compare(np.less_equal, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._compare(np.greater, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._compare(np.greater_equal, other)
+
+    def _compare(self, ufunc: Any, other: Any) -> Any:
+        if isinstance(other, Tensor):
+            other = other._data
+        elif not isinstance(other, int | float | np.ndarray | np.generic | list | tuple):
+            return NotImplemented
+        return Tensor._wrap(np.asarray(ufunc(self._data, other)))
+
+    # -- the rest, as methods ----------------------------------------------------------------
+
+    def exp(self) -> Tensor:
+        return elementwise.exp(self)
+
+    def log(self) -> Tensor:
+        return elementwise.log(self)
+
+    def sqrt(self) -> Tensor:
+        return elementwise.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        return elementwise.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return elementwise.sigmoid(self)
+
+    def abs(self) -> Tensor:
+        return elementwise.abs(self)
+
+    def clip(self, minimum: Scalar | None = None, maximum: Scalar | None = None) -> Tensor:
+        return elementwise.clip(self, minimum, maximum)
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return reductions.sum(self, axis, keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return reductions.mean(self, axis, keepdims)
+
+    def var(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
+        return reductions.var(self, axis, correction, keepdims)
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return reductions.max(self, axis, keepdims)
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return reductions.min(self, axis, keepdims)
+
+    def argmax(self, axis: int | None = None) -> Tensor:
+        return Tensor._wrap(np.asarray(self._data.argmax(axis)))
+
+    def argmin(self, axis: int | None = None) -> Tensor:
+        return Tensor._wrap(np.asarray(self._data.argmin(axis)))
+
+    def matmul(self, other: Any) -> Tensor:
+        return linalg.matmul(self, other)
+
+    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
+        return shaping.reshape(self, _varargs(shape))
+
+    view = reshape
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        return shaping.flatten(self, start_dim, end_dim)
+
+    def transpose(self, *axes: int | Sequence[int]) -> Tensor:
+        """Permute the axes as NumPy does; two axes alone are swapped, as PyTorch does."""
+        return shaping.transpose(self, *axes)
+
+    def permute(self, *axes: int | Sequence[int]) -> Tensor:
+        return shaping.permute(self, _varargs(axes))
+
+    @property
+    def T(self) -> Tensor:
+        return shaping.permute(self, tuple(range(self.ndim))[::-1])
+
+    def squeeze(self, axis: int | None = None) -> Tensor:
+        return shaping.squeeze(self, axis)
+
+    def unsqueeze(self, axis: int) -> Tensor:
+        return shaping.unsqueeze(self, axis)
+
+    def expand(self, *shape: int | Sequence[int]) -> Tensor:
+        return shaping.broadcast_to(self, _varargs(shape))
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return shaping.getitem(self, index)
+
+
+class Parameter(Tensor):
+    """A tensor that a Module owns and an optimiser changes: holds a copy of `data`."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(np.array(_as_array(data, None)), requires_grad=requires_grad)
+        self._buffer.exposed = False  # the copy is ours: nobody holds it until `.data` is read
+
+    def __repr__(self) -> str:
+        return f"Parameter containing:\n{super().__repr__()}"
+
+
+def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """A Tensor holding a copy of `data` (`Tensor(...)` shares a NumPy array instead)."""
+    source = data._data if isinstance(data, Tensor) else data
+    return Tensor(np.array(_as_array(source, dtype)), requires_grad)
+
+
+def _as_array(data: Any, dtype: Any) -> Any:
+    if isinstance(data, Tensor):
+        data = data._data
+    if isinstance(data, np.ndarray | np.generic):
+        array = np.asarray(data)
+    else:
+        if isinstance(data, list | tuple) and any(isinstance(d, Tensor) for d in data):
+            raise TypeError("Tensor: cannot hold a sequence of Tensors; use mr.stack(tensors)")
+        try:
+            array = np.asarray(data)
+        except ValueError as error:
+            raise ValueError(f"Tensor: rows of unequal length make no array: {error}") from None
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"Tensor: needs numbers, got {type(data).__name__} of dtype {array.dtype}")
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def _plain_index(index: Any) -> Any:
+    """An index with Tensors replaced by their arrays."""
+    if isinstance(index, Tensor):
+        return index._data
+    if isinstance(index, tuple):
+        return tuple(_plain_index(i) for i in index)
+    return index
+
+
+def _varargs(values: tuple[Any, ...]) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` mean the same."""
+    if len(values) == 1 and not isinstance(values[0], int | np.integer):
+        return tuple(values[0])
+    return values
+
+
+# The operators above are defined in terms of these modules, which in turn need Tensor.
+from minires.autograd import backward, elementwise, linalg, reductions, shaping  # noqa: E402

@@ -1,0 +1,117 @@
+"""Convolution. Its two gradients are operations too, each the derivative of the others.
+
+conv2d is linear in x and in the weight, so differentiating any of the three gives the other two:
+
+    conv2d(x, w)             dx = grad_input(gy, w)     dw = grad_weight(x, gy)
+    grad_input(gy, w)        dgy = conv2d(v, w)         dw = grad_weight(v, gy)     v: upstream
+    grad_weight(x, gy)       dx = grad_input(gy, v)     dgy = conv2d(x, v)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minires.autograd import Function, Tensor, as_tensor, pad_axes
+from minires.functional.checks import floating, same_dtype
+from minires.kernels import operations as ops
+from minires.kernels.geometry import ConvGeometry, conv_geometry, pair, same_padding
+
+
+class Conv2d(Function):
+    def __init__(self, g: ConvGeometry) -> None:
+        self.g = g
+
+    def forward(self, x: Any, weight: Any) -> Any:
+        self.save(x=x, weight=weight)
+        return ops.conv2d(x, weight, self.g)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        saved, g = self.saved, self.g
+        gx = Conv2dGradInput(g)(gy, saved.weight) if self.needs[0] else None
+        gweight = Conv2dGradWeight(g)(saved.x, gy) if self.needs[1] else None
+        return gx, gweight
+
+
+class Conv2dGradInput(Function):
+    def __init__(self, g: ConvGeometry) -> None:
+        self.g = g
+
+    def forward(self, gy: Any, weight: Any) -> Any:
+        self.save(gy=gy, weight=weight)
+        return ops.conv2d_grad_input(gy, weight, self.g)
+
+    def backward(self, v: Tensor) -> tuple[Tensor | None, ...]:
+        saved, g = self.saved, self.g
+        ggy = Conv2d(g)(v, saved.weight) if self.needs[0] else None
+        gweight = Conv2dGradWeight(g)(v, saved.gy) if self.needs[1] else None
+        return ggy, gweight
+
+
+class Conv2dGradWeight(Function):
+    def __init__(self, g: ConvGeometry) -> None:
+        self.g = g
+
+    def forward(self, x: Any, gy: Any) -> Any:
+        self.save(x=x, gy=gy)
+        return ops.conv2d_grad_weight(x, gy, self.g)
+
+    def backward(self, v: Tensor) -> tuple[Tensor | None, ...]:
+        saved, g = self.saved, self.g
+        gx = Conv2dGradInput(g)(saved.gy, v) if self.needs[0] else None
+        ggy = Conv2d(g)(saved.x, v) if self.needs[1] else None
+        return gx, ggy
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution (cross-correlation), as torch.nn.functional.conv2d.
+
+    x: (N, C, H, W). weight: (O, C/groups, KH, KW). bias: (O,) or None.
+    stride, padding, dilation: one integer, or two for height and width. padding may be "valid"
+        (none) or "same" (keeps the size; stride 1 only).
+    Returns (N, O, OH, OW), OH = (H + 2*padding - dilation*(KH - 1) - 1) // stride + 1.
+
+    Raises ValueError for shapes that do not fit and TypeError for dtypes.
+    """
+    x, weight = as_tensor(x), as_tensor(weight)
+    floating("conv2d", x=x)
+    same_dtype("conv2d", x=x, weight=weight)
+    if isinstance(padding, str):
+        x, padding = _named_padding(x, weight, padding, stride, dilation)
+    g = conv_geometry(
+        x.shape, weight.shape, _hashable(stride), _hashable(padding), _hashable(dilation), groups
+    )
+    y: Tensor = Conv2d(g)(x, weight)
+    if bias is None:
+        return y
+    bias = as_tensor(bias)
+    same_dtype("conv2d", x=x, bias=bias)
+    if bias.shape != (g.O,):
+        raise ValueError(f"conv2d: bias must have shape ({g.O},), got {bias.shape}")
+    return y + bias.reshape(1, -1, 1, 1)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _named_padding(x: Tensor, weight: Tensor, name: str, stride: Any, dilation: Any) -> Any:
+    if name == "valid":
+        return x, 0
+    if name != "same":
+        raise ValueError(f"conv2d: padding is an integer, two, 'same' or 'valid', got {name!r}")
+    if pair(stride, "stride", "conv2d", 1) != (1, 1):
+        raise ValueError(f"conv2d: padding='same' needs stride 1, got {stride!r}")
+    KH, KW = weight.shape[2:]
+    rows, cols = same_padding((KH, KW), pair(dilation, "dilation", "conv2d", 1))
+    if rows[0] == rows[1] and cols[0] == cols[1]:
+        return x, (rows[0], cols[0])
+    return pad_axes(x, [(0, 0), (0, 0), rows, cols]), 0

@@ -1,0 +1,164 @@
+"""Batch normalisation (Ioffe & Szegedy, 2015)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.autograd import Function, Tensor, as_tensor, enable_grad, grad, is_grad_enabled
+from minires.functional.checks import channels, floating, same_dtype
+from minires.kernels import operations as ops
+from minires.kernels.geometry import shape_text
+
+
+def _columns(v: Tensor, ndim: int) -> Tensor:
+    """(C,) -> (1, C, 1, 1) or (1, C): to broadcast over a batch."""
+    return v.reshape((1, -1) + (1,) * (ndim - 2))
+
+
+def _over_rows(x: Tensor, keepdims: bool = False) -> Tensor:
+    """Sum over everything but the channels."""
+    return x.sum(axis=(0, *range(2, x.ndim)), keepdims=keepdims)
+
+
+class BatchNormTrain(Function):
+    """Normalise by the batch's own statistics. `mean` and `var` (biased) are left as attributes."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
+        self.affine = gamma is not None
+        y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
+        kept = {"gamma": gamma} if self.affine else {}
+        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...] | Tensor:
+        saved = self.saved
+        if not self.affine:
+            return BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x)[0]
+        return BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x, saved.gamma)
+
+
+class BatchNormGrad(Function):
+    """The gradients of training-mode batch norm as an operation of (gy, x, gamma)."""
+
+    def __init__(self, eps: float, mean: Tensor, inv_std: Tensor) -> None:
+        self.eps, self.mean, self.inv_std = eps, mean, inv_std
+
+    def forward(self, gy: Any, x: Any, gamma: Any = None) -> Any:
+        kept = {"gamma": gamma} if gamma is not None else {}
+        self.save(gy=gy, x=x, **kept)
+        return ops.batch_norm_grad(gy, x, gamma, self.mean._data, self.inv_std._data)
+
+    def backward(self, vx: Tensor, vgamma: Tensor, vbeta: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate  <vx, gx> + <vgamma, ggamma> + <vbeta, gbeta>  once more.
+
+        The gradients are written out in differentiable operations, with the statistics computed
+        from x again, and that expression is differentiated. It runs only for gradients of
+        gradients, so it is written to be read, not to be fast.
+        """
+        saved, create_graph = self.saved, is_grad_enabled()
+        inputs = [saved.gy, saved.x, *([saved.gamma] if hasattr(saved, "gamma") else [])]
+        with enable_grad():
+            # Stand-ins: what reaches the inputs through vx, vgamma and vbeta is not ours to count.
+            if create_graph:
+                inputs = [t.reshape(t.shape) for t in inputs]
+            else:
+                inputs = [t.detach().requires_grad_() for t in inputs]
+            wanted = [t for t in inputs if t.requires_grad]
+            gx, ggamma, gbeta = _gradients(*inputs, eps=self.eps)
+            paired = (vx * gx).sum() + (vgamma * ggamma).sum() + (vbeta * gbeta).sum()
+            found = iter(grad(paired, wanted, create_graph=create_graph, allow_unused=True))
+        return tuple(next(found) if t.requires_grad else None for t in inputs)
+
+
+def _gradients(
+    gy: Tensor, x: Tensor, gamma: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formulas of kernels/reference/norm.py in differentiable operations."""
+    m = x.size // x.shape[1]
+    centred = x - _over_rows(x, keepdims=True) * (1.0 / m)
+    inv_std = (_over_rows(centred * centred, keepdims=True) * (1.0 / m) + eps) ** -0.5
+    xhat = centred * inv_std
+    gbeta, ggamma = _over_rows(gy), _over_rows(gy * xhat)
+    gx = inv_std * (gy - _columns(gbeta, x.ndim) * (1.0 / m)
+                    - xhat * _columns(ggamma, x.ndim) * (1.0 / m))  # fmt: skip
+    return gx if gamma is None else gx * _columns(gamma, x.ndim), ggamma, gbeta
+
+
+class BatchNormEval(Function):
+    """Normalise by given statistics, which are constants: a scale and a shift per channel."""
+
+    def __init__(self, mean: Any, var: Any, eps: float) -> None:
+        self.mean, self.var, self.eps = mean, var, eps
+
+    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
+        inv_std = (self.var + self.var.dtype.type(self.eps)) ** -0.5
+        kept = {"gamma": gamma} if gamma is not None else {}
+        # A copy: the running statistics move on at the next training step.
+        self.save(x=x, mean=self.mean.copy(), inv_std=inv_std, **kept)
+        return ops.batch_norm_eval(x, gamma, beta, self.mean, self.var, self.eps)
+
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...] | Tensor:
+        saved, ndim = self.saved, gy.ndim
+        inv_std = _columns(saved.inv_std, ndim)
+        if not hasattr(saved, "gamma"):
+            return gy * inv_std
+        gx = gy * (inv_std * _columns(saved.gamma, ndim)) if self.needs[0] else None
+        xhat = (saved.x - _columns(saved.mean, ndim)) * inv_std
+        return gx, _over_rows(gy * xhat), _over_rows(gy)
+
+
+def batch_norm(
+    x: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation over (N, C) or (N, C, H, W), as torch.nn.functional.batch_norm.
+
+    running_mean, running_var: (C,). With `training`, the batch's own statistics normalise, and
+        these move towards them: new = (1 - momentum) * old + momentum * batch, with the unbiased
+        variance. Without, they normalise. None: the batch's statistics are always used.
+    weight, bias: (C,), gamma and beta; both or neither.
+    eps: added to the variance.
+
+    Raises ValueError for shapes that do not fit, or fewer than two values per channel in training.
+    """
+    x = as_tensor(x)
+    floating("batch_norm", x=x)
+    if x.ndim not in (2, 4):
+        raise ValueError(f"batch_norm: expected (N, C) or (N, C, H, W), got {shape_text(x.shape)}")
+    if (weight is None) != (bias is None):
+        raise ValueError("batch_norm: give weight and bias both, or neither")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("batch_norm: give running_mean and running_var both, or neither")
+    affine = () if weight is None else (as_tensor(weight), as_tensor(bias))
+    names = dict(zip(("weight", "bias"), affine, strict=False))
+    channels("batch_norm", x, running_mean=running_mean, running_var=running_var, **names)
+    same_dtype("batch_norm", x=x, **names)
+    if training or running_mean is None or running_var is None:
+        m = x.size // max(x.shape[1], 1)
+        if m < 2:
+            raise ValueError(
+                f"batch_norm: training needs more than one value per channel, x has "
+                f"{shape_text(x.shape)}; use a larger batch or eval()"
+            )
+        function = BatchNormTrain(eps)
+        y: Tensor = function(x, *affine)
+        if training and running_mean is not None and running_var is not None:
+            _move(running_mean, function.mean, momentum)
+            _move(running_var, function.var * (m / (m - 1)), momentum)
+        return y
+    mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
+    return BatchNormEval(mean, var, eps)(x, *affine)
+
+
+def _move(running: Tensor, batch: Any, momentum: float) -> None:
+    running._data[...] = (1 - momentum) * running._data + momentum * batch
+    running._buffer.version += 1

@@ -1,0 +1,163 @@
+"""Pooling: each one is linear once the maxima are chosen, so it differentiates to its adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minires.autograd import Function, Tensor, as_tensor
+from minires.functional.checks import floating
+from minires.functional.conv import _hashable
+from minires.kernels import operations as ops
+from minires.kernels.geometry import Pair, PoolGeometry, pair, pool_geometry, shape_text
+
+Size = int | Sequence[int]
+
+
+class MaxPool2d(Function):
+    def __init__(self, g: PoolGeometry) -> None:
+        self.g = g
+
+    def forward(self, x: Any) -> Any:
+        y, indices = ops.max_pool2d(x, self.g)
+        self.save(indices=indices)
+        return y
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return MaxPool2dGrad(self.g, self.saved.indices._data)(gy)
+
+
+class MaxPool2dGrad(Function):
+    """Each gradient back to where its maximum was."""
+
+    def __init__(self, g: PoolGeometry, indices: Any) -> None:
+        self.g, self.indices = g, indices
+
+    def forward(self, gy: Any) -> Any:
+        return ops.max_pool2d_grad(gy, self.indices, self.g)
+
+    def backward(self, v: Tensor) -> Tensor:
+        return MaxPool2dTake(self.g, self.indices)(v)
+
+
+class MaxPool2dTake(Function):
+    """The elements of x where the maxima were."""
+
+    def __init__(self, g: PoolGeometry, indices: Any) -> None:
+        self.g, self.indices = g, indices
+
+    def forward(self, x: Any) -> Any:
+        return ops.max_pool2d_take(x, self.indices, self.g)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return MaxPool2dGrad(self.g, self.indices)(gy)
+
+
+class AvgPool2d(Function):
+    def __init__(self, g: PoolGeometry) -> None:
+        self.g = g
+
+    def forward(self, x: Any) -> Any:
+        return ops.avg_pool2d(x, self.g)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return AvgPool2dGrad(self.g)(gy)
+
+
+class AvgPool2dGrad(Function):
+    def __init__(self, g: PoolGeometry) -> None:
+        self.g = g
+
+    def forward(self, gy: Any) -> Any:
+        return ops.avg_pool2d_grad(gy, self.g)
+
+    def backward(self, v: Tensor) -> Tensor:
+        return AvgPool2d(self.g)(v)
+
+
+class AdaptiveAvgPool2d(Function):
+    def __init__(self, out: Pair) -> None:
+        self.out = out
+
+    def forward(self, x: Any) -> Any:
+        self.size = x.shape[2:]
+        return ops.adaptive_avg_pool2d(x, self.out)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return AdaptiveAvgPool2dGrad(self.size)(gy)
+
+
+class AdaptiveAvgPool2dGrad(Function):
+    def __init__(self, size: Pair) -> None:
+        self.size = size
+
+    def forward(self, gy: Any) -> Any:
+        self.out = gy.shape[2:]
+        return ops.adaptive_avg_pool2d_grad(gy, self.size)
+
+    def backward(self, v: Tensor) -> Tensor:
+        return AdaptiveAvgPool2d(self.out)(v)
+
+
+def _images(operation: str, x: Any) -> Tensor:
+    x = as_tensor(x)
+    floating(operation, x=x)
+    if x.ndim != 4:
+        raise ValueError(f"{operation}: expected x (N, C, H, W), got {shape_text(x.shape)}")
+    return x
+
+
+def _no_ceil(operation: str, ceil_mode: bool) -> None:
+    if ceil_mode:
+        raise ValueError(f"{operation}: ceil_mode=True is not supported; output sizes round down")
+
+
+def max_pool2d(
+    x: Any,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The largest value in each window of x (N, C, H, W), as torch.nn.functional.max_pool2d.
+
+    stride: defaults to the kernel size. padding: counts as -infinity, at most half the kernel.
+    Returns (N, C, OH, OW), rounded down. On ties the first element gets the gradient.
+    """
+    x = _images("max_pool2d", x)
+    _no_ceil("max_pool2d", ceil_mode)
+    g = pool_geometry(
+        "max_pool2d", x.shape, *map(_hashable, (kernel_size, stride, padding, dilation))
+    )
+    return MaxPool2d(g)(x)
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window of x (N, C, H, W), as torch.nn.functional.avg_pool2d.
+
+    stride: defaults to the kernel size. padding: zeros, at most half the kernel; they count as
+    elements of the window unless `count_include_pad` is off. Returns (N, C, OH, OW), rounded down.
+    """
+    x = _images("avg_pool2d", x)
+    _no_ceil("avg_pool2d", ceil_mode)
+    settings = map(_hashable, (kernel_size, stride, padding))
+    g = pool_geometry("avg_pool2d", x.shape, *settings, 1, count_include_pad)
+    return AvgPool2d(g)(x)
+
+
+def adaptive_avg_pool2d(x: Any, output_size: Size) -> Tensor:
+    """Means over windows that divide x (N, C, H, W) into `output_size`; 1 is the global average.
+
+    Window i of OH covers rows floor(i*H/OH) to ceil((i+1)*H/OH), as in PyTorch.
+    """
+    x = _images("adaptive_avg_pool2d", x)
+    out = pair(output_size, "output_size", "adaptive_avg_pool2d", 1)
+    return AdaptiveAvgPool2d(out)(x)

@@ -1,0 +1,16 @@
+"""Kernels: arrays in, arrays out. The only place where numbers are crunched.
+
+No autograd here and no Tensor. Every operation has one signature (`operations.py`) and any number
+of kernels that compute it; `register` adds one, `use` prefers one, `available` lists them.
+"""
+
+from minires.kernels import operations, reference
+from minires.kernels.geometry import ConvGeometry, PoolGeometry, conv_geometry, pool_geometry
+from minires.kernels.registry import (
+    Kernel,
+    Operation,
+    available,
+    operation,
+    register,
+    use,
+)

@@ -1,0 +1,44 @@
+"""The operations and their signatures: one per operation, whatever the backend.
+
+x, y, gx, gy are batches of images (N, C, H, W) with any strides; `g` is the geometry. Kernels
+never change their inputs and return fresh arrays, preferably in channels-last memory.
+"""
+
+from __future__ import annotations
+
+from minires.kernels.registry import define
+
+conv2d = define("conv2d", "conv2d(x, weight, g) -> y")
+conv2d_grad_input = define("conv2d_grad_input", "conv2d_grad_input(gy, weight, g) -> gx")
+conv2d_grad_weight = define("conv2d_grad_weight", "conv2d_grad_weight(x, gy, g) -> gweight")
+
+linear = define("linear", "linear(x, weight, bias or None) -> y")
+
+batch_norm_train = define(
+    "batch_norm_train",
+    "batch_norm_train(x, gamma or None, beta or None, eps) -> (y, mean, var, inv_std)",
+)
+batch_norm_eval = define(
+    "batch_norm_eval", "batch_norm_eval(x, gamma or None, beta or None, mean, var, eps) -> y"
+)
+batch_norm_grad = define(
+    "batch_norm_grad",
+    "batch_norm_grad(gy, x, gamma or None, mean, inv_std) -> (gx, ggamma, gbeta)",
+)
+
+relu = define("relu", "relu(x) -> y")
+relu_grad = define("relu_grad", "relu_grad(gy, y) -> gx")
+add_relu = define("add_relu", "add_relu(a, b) -> y")
+
+max_pool2d = define("max_pool2d", "max_pool2d(x, g) -> (y, indices)")
+max_pool2d_grad = define("max_pool2d_grad", "max_pool2d_grad(gy, indices, g) -> gx")
+max_pool2d_take = define("max_pool2d_take", "max_pool2d_take(x, indices, g) -> y")
+avg_pool2d = define("avg_pool2d", "avg_pool2d(x, g) -> y")
+avg_pool2d_grad = define("avg_pool2d_grad", "avg_pool2d_grad(gy, g) -> gx")
+adaptive_avg_pool2d = define("adaptive_avg_pool2d", "adaptive_avg_pool2d(x, (OH, OW)) -> y")
+adaptive_avg_pool2d_grad = define(
+    "adaptive_avg_pool2d_grad", "adaptive_avg_pool2d_grad(gy, (H, W)) -> gx"
+)
+
+log_softmax = define("log_softmax", "log_softmax(x, axis) -> y")
+log_softmax_grad = define("log_softmax_grad", "log_softmax_grad(gy, y, axis) -> gx")

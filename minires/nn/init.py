@@ -1,0 +1,70 @@
+"""Initialisation of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from minires.autograd import Tensor
+from minires.functional.random import generator
+
+_skip = False
+
+
+@contextmanager
+def skip_init() -> Iterator[None]:
+    """Modules built inside keep zeros: quick, for models that are loaded or only counted."""
+    global _skip
+    previous, _skip = _skip, True
+    try:
+        yield
+    finally:
+        _skip = previous
+
+
+def fan(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(fan_in, fan_out) of a weight (O, I, ...): connections per output and per input."""
+    if len(shape) < 2:
+        raise ValueError(f"fan: needs a weight with at least two axes, got shape {shape}")
+    receptive = math.prod(shape[2:])
+    return shape[1] * receptive, shape[0] * receptive
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Fill with draws from N(mean, std^2), in place."""
+    if not _skip:
+        draws = generator().standard_normal(tensor.shape, dtype=np.float32)
+        _fill(tensor, mean + std * draws)
+    return tensor
+
+
+def uniform_(tensor: Tensor, low: float, high: float) -> Tensor:
+    """Fill with draws from U[low, high), in place."""
+    if not _skip:
+        _fill(tensor, low + (high - low) * generator().random(tensor.shape, dtype=np.float32))
+    return tensor
+
+
+def constant_(tensor: Tensor, value: float) -> Tensor:
+    """Fill with one value, in place."""
+    _fill(tensor, np.asarray(value))
+    return tensor
+
+
+def kaiming_normal_(tensor: Tensor, mode: str = "fan_in") -> Tensor:
+    """N(0, 2 / fan): He et al. (2015), "Delving Deep into Rectifiers", equation 10 (fan_in) or 14.
+
+    Raises ValueError unless mode is "fan_in" or "fan_out".
+    """
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"kaiming_normal_: mode is 'fan_in' or 'fan_out', got {mode!r}")
+    fan_in, fan_out = fan(tensor.shape)
+    return normal_(tensor, std=math.sqrt(2.0 / (fan_in if mode == "fan_in" else fan_out)))
+
+
+def _fill(tensor: Tensor, values: np.ndarray) -> None:
+    tensor._data[...] = values
+    tensor._buffer.version += 1

@@ -1,0 +1,366 @@
+"""Module: parameters, buffers and sub-modules in a tree, with PyTorch's names and rules."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from minires._names import nearest
+from minires.autograd import Parameter, Tensor
+from minires.kernels.geometry import shape_text
+
+
+class LoadResult(NamedTuple):
+    """What `load_state_dict(strict=False)` left out."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """The base of layers and networks.
+
+    Assigning a Parameter or a Module to an attribute registers it under that name; `forward`
+    defines what calling the module computes.
+    """
+
+    training: bool
+
+    def __init__(self) -> None:
+        # Past our own __setattr__, which needs these to exist.
+        object.__setattr__(self, "_parameters", {})
+        object.__setattr__(self, "_buffers", {})
+        object.__setattr__(self, "_modules", {})
+        object.__setattr__(self, "_forward_hooks", [])
+        object.__setattr__(self, "_forward_pre_hooks", [])
+        object.__setattr__(self, "training", True)
+
+    # -- registration ------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_modules" not in self.__dict__:
+            raise RuntimeError(f"{type(self).__name__}: call super().__init__() first")
+        if isinstance(value, Parameter):
+            self.register_parameter(name, value)
+        elif isinstance(value, Module):
+            self.add_module(name, value)
+        elif name in self._parameters and value is None:
+            self._parameters[name] = None
+        elif name in self._parameters:
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a parameter; assign a Parameter or None, got "
+                f"{type(value).__name__}"
+            )
+        elif name in self._buffers and (value is None or isinstance(value, Tensor)):
+            self._buffers[name] = value
+        elif name in self._modules and value is None:
+            self._modules[name] = None
+        else:
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        for table in ("_parameters", "_buffers", "_modules"):
+            entries = self.__dict__.get(table, {})
+            if name in entries:
+                return entries[name]
+        known = [*self.__dict__.get("_modules", ()), *self.__dict__.get("_parameters", ())]
+        guess = nearest(name, [*known, *dir(type(self))])
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+
+    def __delattr__(self, name: str) -> None:
+        for table in (self._parameters, self._buffers, self._modules):
+            if name in table:
+                del table[name]
+                return
+        object.__delattr__(self, name)
+
+    def _claim(self, name: str, table: dict[str, Any]) -> None:
+        """Make `name` free for `table`. Raises ValueError for a name that cannot be a key."""
+        if not name or "." in name:
+            raise ValueError(f"{type(self).__name__}: {name!r} cannot name a sub-module or tensor")
+        self.__dict__.pop(name, None)
+        for other in (self._parameters, self._buffers, self._modules):
+            if other is not table:
+                other.pop(name, None)
+
+    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
+        """Add a parameter; None keeps the name without a tensor."""
+        self._claim(name, self._parameters)
+        self._parameters[name] = parameter
+
+    def register_buffer(self, name: str, tensor: Tensor | None) -> None:
+        """Add a tensor that is part of the state but not trained, as running statistics are."""
+        self._claim(name, self._buffers)
+        self._buffers[name] = tensor
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Add a sub-module under a name."""
+        self._claim(name, self._modules)
+        self._modules[name] = module
+
+    # -- calling -----------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} defines no forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for hook in tuple(self._forward_pre_hooks):
+            changed = hook(self, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        output = self.forward(*args, **kwargs)
+        for hook in tuple(self._forward_hooks):
+            changed = hook(self, args, output)
+            if changed is not None:
+                output = changed
+        return output
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+        """Call `hook(module, args, output)` after forward; a result replaces the output.
+
+        Returns a function that removes the hook.
+        """
+        self._forward_hooks.append(hook)
+        return lambda: self._forward_hooks.remove(hook) if hook in self._forward_hooks else None
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+        """Call `hook(module, args)` before forward; a result replaces the arguments."""
+        hooks = self._forward_pre_hooks
+        hooks.append(hook)
+        return lambda: hooks.remove(hook) if hook in hooks else None
+
+    # -- walking the tree --------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Direct sub-modules with their names."""
+        for name, module in self._modules.items():
+            if module is not None:
+                yield name, module
+
+    def children(self) -> Iterator[Module]:
+        for _, module in self.named_children():
+            yield module
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each once, parents first."""
+        seen: set[int] = set()
+        stack: list[tuple[str, Module]] = [(prefix, self)]
+        while stack:
+            name, module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield name, module
+            below = [(f"{name}.{n}" if name else n, m) for n, m in module.named_children()]
+            stack.extend(reversed(below))
+
+    def modules(self) -> Iterator[Module]:
+        for _, module in self.named_modules():
+            yield module
+
+    def _named(self, table: str) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, tensor in module.__dict__[table].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield (f"{prefix}.{name}" if prefix else name), tensor
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with their full names, each once."""
+        return self._named("_parameters")  # type: ignore[return-value]
+
+    def parameters(self) -> Iterator[Parameter]:
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """All buffers with their full names, each once."""
+        return self._named("_buffers")
+
+    def buffers(self) -> Iterator[Tensor]:
+        for _, tensor in self.named_buffers():
+            yield tensor
+
+    def get_submodule(self, name: str) -> Module:
+        """The module of a full name such as `layer1.0.conv1`; "" is this one."""
+        module: Module = self
+        for part in name.split(".") if name else ():
+            found = module._modules.get(part)
+            if found is None:
+                guess = nearest(part, module._modules)
+                hint = f"; did you mean {guess!r}?" if guess else ""
+                raise AttributeError(f"{type(self).__name__} has no sub-module {name!r}{hint}")
+            module = found
+        return module
+
+    def apply(self, function: Callable[[Module], None]) -> Self:
+        """Call `function` on every module, children first; returns self."""
+        for module in self.children():
+            module.apply(function)
+        function(self)
+        return self
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state_dict(self) -> OrderedDict[str, Tensor]:
+        """Parameters and buffers by full name, in PyTorch's order, sharing memory."""
+        state: OrderedDict[str, Tensor] = OrderedDict()
+        for prefix, module in self.named_modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        state[f"{prefix}.{name}" if prefix else name] = tensor.detach()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy values (Tensors or arrays) into the parameters and buffers of the same names.
+
+        Checked before anything is changed: raises ValueError that lists every wrong shape and,
+        if `strict`, every missing and unexpected name.
+        """
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        problems = []
+        arrays = {}
+        for name, target in own.items():
+            if name in state:
+                array = arrays[name] = np.asarray(state[name])
+                if array.shape != target.shape:
+                    shapes = shape_text(target.shape), shape_text(array.shape)
+                    problems.append("{}: expected {}, got {}".format(name, *shapes))
+        if strict and missing:
+            problems.append(f"missing: {', '.join(missing)}")
+        if strict and unexpected:
+            problems.append(f"unexpected: {', '.join(unexpected)}")
+        if problems:
+            if len(problems) > 20:
+                problems[20:] = [f"and {len(problems) - 20} more"]
+            listed = "\n  ".join(problems)
+            raise ValueError(f"load_state_dict: {type(self).__name__} does not fit:\n  {listed}")
+        for name, array in arrays.items():
+            own[name].copy_(array)
+        return LoadResult(missing, unexpected)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training behaviour (batch statistics, dropout) here and below; returns self."""
+        for module in self.modules():
+            object.__setattr__(module, "training", bool(mode))
+        return self
+
+    def eval(self) -> Self:
+        """Evaluation behaviour here and below; returns self."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget all parameters' gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Switch the training of all parameters on or off; returns self."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def to(self, target: Any) -> Self:
+        """Move to a device or convert floating-point tensors to a dtype, in place; returns self."""
+        for module in self.modules():
+            for table in (module._parameters, module._buffers):
+                for tensor in table.values():
+                    if tensor is not None and tensor.dtype.kind == "f":
+                        tensor.data = tensor.detach().to(target)
+        return self
+
+    def float(self) -> Self:
+        """To float32."""
+        return self.to(np.float32)
+
+    def double(self) -> Self:
+        """To float64, as gradient checks want it."""
+        return self.to(np.float64)
+
+    # -- showing -----------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """The settings shown between the brackets of repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"({name}): {module!r}".replace("\n", "\n  ") for name, module in self.named_children()
+        ]
+        if not lines:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        body = "\n  ".join(lines)
+        return f"{type(self).__name__}({self.extra_repr()}\n  {body}\n)"
+
+
+class Sequential(Module):
+    """Modules called one after the other."""
+
+    def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
+        super().__init__()
+        named: Iterable[tuple[str, Any]]
+        if len(modules) == 1 and isinstance(modules[0], Mapping):
+            named = modules[0].items()
+        else:
+            named = ((str(i), module) for i, module in enumerate(modules))
+        for name, module in named:
+            if not isinstance(module, Module):
+                raise TypeError(f"Sequential: expected Modules, got {type(module).__name__}")
+            self.add_module(name, module)
+
+    def forward(self, x: Any) -> Any:
+        for module in self._modules.values():
+            x = module(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
+    def __getitem__(self, index: int | slice) -> Any:
+        modules = list(self._modules.items())
+        if isinstance(index, slice):
+            return type(self)(dict(modules[index]))
+        return modules[index][1]
+
+    def append(self, module: Module) -> Self:
+        self.add_module(str(len(self)), module)
+        return self
+
+
+class ModuleList(Module):
+    """A list of modules that are registered; it does not say how to call them."""
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        self.extend(modules)
+
+    def append(self, module: Module) -> Self:
+        if not isinstance(module, Module):
+            raise TypeError(f"ModuleList: expected a Module, got {type(module).__name__}")
+        self.add_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> Self:
+        for module in modules:
+            self.append(module)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self._modules.values())[index]
