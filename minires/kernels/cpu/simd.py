@@ -1,0 +1,294 @@
+"""Explicit SIMD for Numba: a vector type, and the one product that all fast convolutions share.
+
+LLVM vectorises simple loops by itself, but not a product whose results must stay in registers, nor
+a transform with dozens of pointers. So there is a type for one vector register, as wide as the
+host's (16, 8 or 4 floats, half as many doubles), with loads, stores and arithmetic:
+
+    v = load(x, i)                        # LANES floats from the flat array x, at element i
+    store(y, j, v * broadcast(x, k) + v)
+
+Arrays are flat and contiguous, offsets count elements, and nothing is checked: the callers' tests
+put guard zones around every buffer. Multiply-adds are written `fmuladd`, which becomes one fused
+instruction where the machine has it and two where it has not.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+
+def _host_vector_bytes() -> int:
+    """The width of the host's vector registers; 16 bytes is what every 64-bit machine has."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    return 32 if features.get("avx") else 16
+
+
+VECTOR_BYTES = _host_vector_bytes()
+
+
+def lanes(dtype: Any) -> int:
+    """How many elements of a dtype one vector holds."""
+    return int(VECTOR_BYTES // np.dtype(dtype).itemsize)
+
+
+class VectorType(types.Type):
+    """The Numba type of one vector register."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.lanes = VECTOR_BYTES // (dtype.bitwidth // 8)
+        super().__init__(name=f"vector({dtype} x {self.lanes})")
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _llvm_vector(fe_type.dtype))
+
+
+def _llvm_scalar(dtype: Any) -> Any:
+    return ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
+
+
+def _llvm_vector(dtype: Any) -> Any:
+    return ir.VectorType(_llvm_scalar(dtype), VECTOR_BYTES // (dtype.bitwidth // 8))
+
+
+def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
+    return builder.gep(data, [index])
+
+
+def _load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
+    pointer = builder.bitcast(pointer, _llvm_vector(dtype).as_pointer())
+    loaded = builder.load(pointer)
+    loaded.align = dtype.bitwidth // 8
+    return loaded
+
+
+def _store_vector(builder: Any, value: Any, pointer: Any, dtype: Any) -> None:
+    pointer = builder.bitcast(pointer, _llvm_vector(dtype).as_pointer())
+    builder.store(value, pointer).align = dtype.bitwidth // 8
+
+
+def _splat(builder: Any, scalar: Any, dtype: Any) -> Any:
+    vector = _llvm_vector(dtype)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _int32(0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+
+
+def _int32(value: int) -> Any:
+    return ir.Constant(ir.IntType(32), value)
+
+
+def _fmuladd(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    suffix = f"v{a.type.count}f{32 if isinstance(a.type.element, ir.FloatType) else 64}"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fmuladd.{suffix}"
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _flat(array: Any) -> bool:
+    return isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """The vector of elements index, index + 1, ... of a flat array."""
+    if not (_flat(array) and isinstance(index, types.Integer)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _element_pointer(context, builder, sig.args[0], *args)
+        return _load_vector(builder, pointer, sig.args[0].dtype)
+
+    return VectorType(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write a vector to elements index, index + 1, ... of a flat array."""
+    if not (_flat(array) and isinstance(value, VectorType)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _element_pointer(context, builder, sig.args[0], args[0], args[1])
+        _store_vector(builder, args[2], pointer, sig.args[0].dtype)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def broadcast(typingctx: Any, array: Any, index: Any) -> Any:
+    """One element of a flat array in every lane."""
+    if not (_flat(array) and isinstance(index, types.Integer)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _element_pointer(context, builder, sig.args[0], *args)
+        return _splat(builder, builder.load(pointer), sig.args[0].dtype)
+
+    return VectorType(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def fill(typingctx: Any, like: Any, value: Any) -> Any:
+    """A number in every lane, as a vector of `like`'s dtype (a flat array)."""
+    if not (_flat(like) and isinstance(value, types.Number)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[1], sig.args[0].dtype)
+
+    return VectorType(like.dtype)(like, like.dtype), codegen
+
+
+def _arithmetic(symbol: Any, emit: Any) -> None:
+    """Give two vectors of one type an operator."""
+
+    @infer_global(symbol)
+    class Rule(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and isinstance(args[0], VectorType) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(symbol, VectorType, VectorType)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit(builder, *args)
+
+
+_arithmetic(operator.add, lambda builder, a, b: builder.fadd(a, b))
+_arithmetic(operator.sub, lambda builder, a, b: builder.fsub(a, b))
+_arithmetic(operator.mul, lambda builder, a, b: builder.fmul(a, b))
+
+
+@intrinsic
+def fmuladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c for vectors."""
+    if not (isinstance(a, VectorType) and a == b == c):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _fmuladd(builder, *args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def tile_product(
+    typingctx: Any,
+    rows: Any,
+    vectors: Any,
+    a: Any,
+    a_start: Any,
+    a_row: Any,
+    a_step: Any,
+    b: Any,
+    b_start: Any,
+    b_step: Any,
+    c: Any,
+    c_start: Any,
+    c_row: Any,
+    K: Any,
+    accumulate: Any,
+) -> Any:
+    """A small matrix product whose result stays in registers: the heart of every fast pass.
+
+    For r < rows and each of the `vectors` * LANES columns j (both constants),
+
+        c[c_start + r*c_row + j]  (+)=  sum_k a[a_start + r*a_row + k*a_step]
+                                             * b[b_start + k*b_step + j]
+
+    One step of k reads `vectors` vectors of b, broadcasts one element of a per row, and does
+    rows * vectors multiply-adds. With a_step = 1 the rows of a are read along (inputs times
+    weights); with a_row = 1 across (inputs transposed times gradients). 6 rows x 2 vectors keep
+    12 sums in flight: enough to hide the latency of the adders, few enough for 16 registers.
+    """
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(vectors, types.IntegerLiteral)):
+        return None
+    R, V, dtype = rows.literal_value, vectors.literal_value, a.dtype
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        (_, _, av, a0, a_row, a_step, bv, b0, b_step, cv, c0, c_row, K, accumulate) = args
+        vector, integer, bits = _llvm_vector(dtype), K.type, dtype.bitwidth // 8
+        a_pointer = _element_pointer(context, builder, sig.args[2], av, a0)
+        b_pointer = _element_pointer(context, builder, sig.args[6], bv, b0)
+        c_pointer = _element_pointer(context, builder, sig.args[9], cv, c0)
+        a_offsets = [builder.mul(a_row, integer(r)) for r in range(R)]
+        c_pointers = [
+            builder.gep(c_pointer, [builder.add(builder.mul(c_row, integer(r)), integer(v * vector.count))])
+            for r in range(R)
+            for v in range(V)
+        ]
+        zero = ir.Constant(vector, None)
+
+        entry = builder.block
+        reload, head = builder.append_basic_block("reload"), builder.append_basic_block("head")
+        body, done = builder.append_basic_block("body"), builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("!=", accumulate, accumulate.type(0)), reload, head)
+        with builder.goto_block(reload):
+            previous = [_load_vector(builder, p, dtype) for p in c_pointers]
+            builder.branch(head)
+
+        builder.position_at_end(head)
+        firsts = []
+        for value in previous:
+            first = builder.phi(vector)
+            first.add_incoming(zero, entry)
+            first.add_incoming(value, reload)
+            firsts.append(first)
+        builder.cbranch(builder.icmp_signed(">", K, integer(0)), body, done)
+
+        builder.position_at_end(body)
+        k, a_now, b_now = builder.phi(integer), builder.phi(a_pointer.type), builder.phi(b_pointer.type)
+        sums = [builder.phi(vector) for _ in firsts]
+        b_vectors = [
+            _load_vector(builder, builder.gep(b_now, [integer(v * vector.count)]), dtype)
+            for v in range(V)
+        ]
+        nexts = []
+        for r in range(R):
+            element = builder.load(builder.gep(a_now, [a_offsets[r]]))
+            element.align = bits
+            a_vector = _splat(builder, element, dtype)
+            nexts += [
+                _fmuladd(builder, a_vector, b_vectors[v], sums[r * V + v]) for v in range(V)
+            ]
+        k_next = builder.add(k, integer(1))
+        for phi, first, following in (
+            (k, integer(0), k_next),
+            (a_now, a_pointer, builder.gep(a_now, [a_step])),
+            (b_now, b_pointer, builder.gep(b_now, [b_step])),
+            *zip(sums, firsts, nexts, strict=True),
+        ):
+            phi.add_incoming(first, head)
+            phi.add_incoming(following, body)
+        builder.cbranch(builder.icmp_signed("<", k_next, K), body, done)
+
+        builder.position_at_end(done)
+        results = [builder.phi(vector) for _ in firsts]
+        for result, first, following in zip(results, firsts, nexts, strict=True):
+            result.add_incoming(first, head)
+            result.add_incoming(following, body)
+        for result, pointer in zip(results, c_pointers, strict=True):
+            _store_vector(builder, result, pointer, dtype)
+        return context.get_dummy_value()
+
+    i = types.intp
+    sig = types.void(rows, vectors, a, i, i, i, b, i, i, c, i, i, i, types.boolean)
+    return sig, codegen

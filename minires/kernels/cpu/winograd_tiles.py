@@ -1,0 +1,273 @@
+r"""3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3).
+
+A 4x4 piece y of the output depends on a 6x6 piece d of the input. Both, and the 3x3 kernel g, can
+be seen as polynomials in two variables; the product of polynomials is the pointwise product of
+their values at enough points (Cook, Toom). With five points p and infinity:
+
+    y = A^T [ (G g G^T) . (B^T d B) ] A        "." pointwise: 36 products where 144 were
+
+    M(x) = prod_p (x - p)
+    row p of B^T: the coefficients of M(x) / (x - p)         last row: those of M(x)
+    row p of G:   (1, p, p^2) / prod_{q != p} (p - q)        last row: (0, 0, 1)
+    col p of A^T: (1, p, p^2, p^3)                           last column: (0, 0, 0, 1)
+
+Summed over channels the pointwise product becomes 36 matrix products, (tiles x C) @ (C x O).
+The points are 0, +-3/4 and +-3/2: with +-1 and +-2, the usual choice, the entries of B^T and A^T
+spread further apart and rounding errors are some three times as large. Both the points and the
+constants made of them are exact in float32.
+
+The transforms are adjoint to each other, so the gradients use the same pieces:
+
+    input gradient   the same convolution of gy, with the kernel rotated and its channels swapped
+    weight gradient  dg = G^T [ sum over tiles (B^T d B) . (A gy A^T) ] G
+
+Sources: Winograd, Arithmetic Complexity of Computations (1980); Lavin & Gray (2015), section 4;
+Barabasz et al. (2018) on the choice of points.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from minires.kernels.cpu.simd import fill, fmuladd, load, store
+
+POINT_A, POINT_B = 0.75, 1.5
+AA, BB = POINT_A**2, POINT_B**2
+
+
+def kernel_matrix() -> np.ndarray:
+    """G, (6, 3)."""
+    points = [0.0, POINT_A, -POINT_A, POINT_B, -POINT_B]
+    rows = []
+    for p in points:
+        scale = np.prod([p - q for q in points if q != p])
+        rows.append([1 / scale, p / scale, p * p / scale])
+    return np.array([*rows, [0.0, 0.0, 1.0]])
+
+
+G = kernel_matrix()
+
+
+@njit(cache=True)
+def constants(like):  # type: ignore[no-untyped-def]
+    """The numbers of the one-dimensional transforms, each in every lane."""
+    return (
+        fill(like, POINT_A),
+        fill(like, POINT_B),
+        fill(like, AA),
+        fill(like, BB),
+        fill(like, AA * BB),
+        fill(like, AA + BB),
+        fill(like, POINT_A * AA),
+        fill(like, POINT_B * BB),
+    )
+
+
+@njit(cache=True)
+def _bt(d0, d1, d2, d3, d4, d5, k):  # type: ignore[no-untyped-def]
+    """B^T d for one line of six vectors."""
+    a, b, aa, bb, aabb, aa_bb, _, _ = k
+    even_a, odd_a = d4 - bb * d2, a * (d3 - bb * d1)
+    even_b, odd_b = d4 - aa * d2, b * (d3 - aa * d1)
+    return (
+        fmuladd(aabb, d0, d4 - aa_bb * d2),
+        even_a + odd_a,
+        even_a - odd_a,
+        even_b + odd_b,
+        even_b - odd_b,
+        fmuladd(aabb, d1, d5 - aa_bb * d3),
+    )
+
+
+@njit(cache=True)
+def _at(m0, m1, m2, m3, m4, m5, k):  # type: ignore[no-untyped-def]
+    """A^T m for one line of six vectors: four outputs."""
+    a, b, aa, bb, _, _, aaa, bbb = k
+    sum_a, diff_a = m1 + m2, m1 - m2
+    sum_b, diff_b = m3 + m4, m3 - m4
+    return (
+        m0 + sum_a + sum_b,
+        fmuladd(a, diff_a, b * diff_b),
+        fmuladd(aa, sum_a, bb * sum_b),
+        fmuladd(aaa, diff_a, fmuladd(bbb, diff_b, m5)),
+    )
+
+
+@njit(cache=True)
+def _a(y0, y1, y2, y3, k):  # type: ignore[no-untyped-def]
+    """A y for one line of four vectors: the adjoint of `_at`."""
+    a, b, aa, bb, _, _, aaa, bbb = k
+    even_a, odd_a = fmuladd(aa, y2, y0), fmuladd(aaa, y3, a * y1)
+    even_b, odd_b = fmuladd(bb, y2, y0), fmuladd(bbb, y3, b * y1)
+    return y0, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, y3
+
+
+@njit(cache=True)
+def _store6(out, at, step, v):  # type: ignore[no-untyped-def]
+    store(out, at, v[0])
+    store(out, at + step, v[1])
+    store(out, at + 2 * step, v[2])
+    store(out, at + 3 * step, v[3])
+    store(out, at + 4 * step, v[4])
+    store(out, at + 5 * step, v[5])
+
+
+@njit(cache=True)
+def _input_line(x, at, row, k):  # type: ignore[no-untyped-def]
+    return _bt(
+        load(x, at),
+        load(x, at + row),
+        load(x, at + 2 * row),
+        load(x, at + 3 * row),
+        load(x, at + 4 * row),
+        load(x, at + 5 * row),
+        k,
+    )
+
+
+@njit(cache=True)
+def _input_tile(x, at, row, C, out, to, step, L, k):  # type: ignore[no-untyped-def]
+    """B^T d B of one 6x6 tile: x[at + i*row + j*C + c] -> out[to + (6*i + j)*step + c]."""
+    for c in range(0, C, L):
+        p, q = at + c, to + c
+        d0 = _input_line(x, p, row, k)
+        d1 = _input_line(x, p + C, row, k)
+        d2 = _input_line(x, p + 2 * C, row, k)
+        d3 = _input_line(x, p + 3 * C, row, k)
+        d4 = _input_line(x, p + 4 * C, row, k)
+        d5 = _input_line(x, p + 5 * C, row, k)
+        _store6(out, q, step, _bt(d0[0], d1[0], d2[0], d3[0], d4[0], d5[0], k))
+        _store6(out, q + 6 * step, step, _bt(d0[1], d1[1], d2[1], d3[1], d4[1], d5[1], k))
+        _store6(out, q + 12 * step, step, _bt(d0[2], d1[2], d2[2], d3[2], d4[2], d5[2], k))
+        _store6(out, q + 18 * step, step, _bt(d0[3], d1[3], d2[3], d3[3], d4[3], d5[3], k))
+        _store6(out, q + 24 * step, step, _bt(d0[4], d1[4], d2[4], d3[4], d4[4], d5[4], k))
+        _store6(out, q + 30 * step, step, _bt(d0[5], d1[5], d2[5], d3[5], d4[5], d5[5], k))
+
+
+@njit(cache=True)
+def _output_line(m, at, step, k):  # type: ignore[no-untyped-def]
+    return _at(
+        load(m, at),
+        load(m, at + 6 * step),
+        load(m, at + 12 * step),
+        load(m, at + 18 * step),
+        load(m, at + 24 * step),
+        load(m, at + 30 * step),
+        k,
+    )
+
+
+@njit(cache=True)
+def _store4(out, at, step, v):  # type: ignore[no-untyped-def]
+    store(out, at, v[0])
+    store(out, at + step, v[1])
+    store(out, at + 2 * step, v[2])
+    store(out, at + 3 * step, v[3])
+
+
+@njit(cache=True)
+def _output_tile(m, at, step, y, to, row, O, L, k):  # type: ignore[no-untyped-def]
+    """A^T m A of one tile: m[at + (6*i + j)*step + o] -> y[to + i*row + j*O + o], 4x4 pixels."""
+    for o in range(0, O, L):
+        p, q = at + o, to + o
+        m0 = _output_line(m, p, step, k)
+        m1 = _output_line(m, p + step, step, k)
+        m2 = _output_line(m, p + 2 * step, step, k)
+        m3 = _output_line(m, p + 3 * step, step, k)
+        m4 = _output_line(m, p + 4 * step, step, k)
+        m5 = _output_line(m, p + 5 * step, step, k)
+        _store4(y, q, O, _at(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0], k))
+        _store4(y, q + row, O, _at(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], k))
+        _store4(y, q + 2 * row, O, _at(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], k))
+        _store4(y, q + 3 * row, O, _at(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], k))
+
+
+@njit(cache=True)
+def _gradient_line(gy, at, row, k):  # type: ignore[no-untyped-def]
+    return _a(load(gy, at), load(gy, at + row), load(gy, at + 2 * row), load(gy, at + 3 * row), k)
+
+
+@njit(cache=True)
+def _gradient_tile(gy, at, row, O, out, to, step, L, k):  # type: ignore[no-untyped-def]
+    """A gy A^T of one 4x4 tile: gy[at + i*row + j*O + o] -> out[to + (6*i + j)*step + o]."""
+    for o in range(0, O, L):
+        p, q = at + o, to + o
+        g0 = _gradient_line(gy, p, row, k)
+        g1 = _gradient_line(gy, p + O, row, k)
+        g2 = _gradient_line(gy, p + 2 * O, row, k)
+        g3 = _gradient_line(gy, p + 3 * O, row, k)
+        _store6(out, q, step, _a(g0[0], g1[0], g2[0], g3[0], k))
+        _store6(out, q + 6 * step, step, _a(g0[1], g1[1], g2[1], g3[1], k))
+        _store6(out, q + 12 * step, step, _a(g0[2], g1[2], g2[2], g3[2], k))
+        _store6(out, q + 18 * step, step, _a(g0[3], g1[3], g2[3], g3[3], k))
+        _store6(out, q + 24 * step, step, _a(g0[4], g1[4], g2[4], g3[4], k))
+        _store6(out, q + 30 * step, step, _a(g0[5], g1[5], g2[5], g3[5], k))
+
+
+@njit(cache=True)
+def _copy_window(x, n, H, W, C, top, left, size, patch, L):  # type: ignore[no-untyped-def]
+    """A size x size window of image n into `patch`, with zeros where it leaves the image."""
+    zero = fill(x, 0.0)
+    for i in range(size):
+        for j in range(size):
+            to = (i * size + j) * C
+            if 0 <= top + i < H and 0 <= left + j < W:
+                at = ((n * H + top + i) * W + left + j) * C
+                for c in range(0, C, L):
+                    store(patch, to + c, load(x, at + c))
+            else:
+                for c in range(0, C, L):
+                    store(patch, to + c, zero)
+
+
+@njit(cache=True)
+def load_tiles(x, shape, tiles, pad, first, count, v, step, patch, L, k):  # type: ignore
+    """Transform input tiles first, ... into v[(6*i + j)*step + t*C + c]."""
+    H, W, C = shape
+    rows, cols = tiles
+    for t in range(count):
+        n, rest = divmod(first + t, rows * cols)
+        top, left = rest // cols * 4 - pad[0], rest % cols * 4 - pad[1]
+        if top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W:
+            _input_tile(x, ((n * H + top) * W + left) * C, W * C, C, v, t * C, step, L, k)
+        else:
+            _copy_window(x, n, H, W, C, top, left, 6, patch, L)
+            _input_tile(patch, 0, 6 * C, C, v, t * C, step, L, k)
+
+
+@njit(cache=True)
+def load_gradient_tiles(gy, shape, tiles, first, count, v, step, patch, L, k):  # type: ignore[no-untyped-def]
+    """Transform upstream gradient tiles first, ... into v[(6*i + j)*step + t*O + o]."""
+    OH, OW, O = shape
+    rows, cols = tiles
+    for t in range(count):
+        n, rest = divmod(first + t, rows * cols)
+        top, left = rest // cols * 4, rest % cols * 4
+        if top + 4 <= OH and left + 4 <= OW:
+            _gradient_tile(gy, ((n * OH + top) * OW + left) * O, OW * O, O, v, t * O, step, L, k)
+        else:
+            _copy_window(gy, n, OH, OW, O, top, left, 4, patch, L)
+            _gradient_tile(patch, 0, 4 * O, O, v, t * O, step, L, k)
+
+
+@njit(cache=True)
+def store_tiles(m, step, shape, tiles, first, count, y, patch, L, k):  # type: ignore[no-untyped-def]
+    """Transform products m[(6*i + j)*step + t*O + o] back into pixels of y."""
+    OH, OW, O = shape
+    rows, cols = tiles
+    for t in range(count):
+        n, rest = divmod(first + t, rows * cols)
+        top, left = rest // cols * 4, rest % cols * 4
+        to = ((n * OH + top) * OW + left) * O
+        if top + 4 <= OH and left + 4 <= OW:
+            _output_tile(m, t * O, step, y, to, OW * O, O, L, k)
+        else:
+            _output_tile(m, t * O, step, patch, 0, 4 * O, O, L, k)
+            for i in range(min(4, OH - top)):
+                for j in range(min(4, OW - left)):
+                    for o in range(0, O, L):
+                        pixel = load(patch, (i * 4 + j) * O + o)
+                        store(y, to + (i * OW + j) * O + o, pixel)
