@@ -4,7 +4,7 @@ No autograd here and no Tensor. Every operation has one signature (`operations.p
 of kernels that compute it; `register` adds one, `use` prefers one, `available` lists them.
 """
 
-from minires.kernels import operations, reference
+from minires.kernels import cpu, operations, reference
 from minires.kernels.geometry import ConvGeometry, PoolGeometry, conv_geometry, pool_geometry
 from minires.kernels.registry import (
     Kernel,

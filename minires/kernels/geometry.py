@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 
 Pair = tuple[int, int]
 
@@ -32,9 +33,8 @@ def pair(value: int | Sequence[int], name: str, operation: str, minimum: int) ->
     if len(values) != 2:
         raise ValueError(f"{operation}: {name} takes one integer or two, got {value!r}")
     try:
-        # operator.index, by way of slicing rules: accepts NumPy integers, refuses floats.
-        high, wide = (int(v.__index__()) for v in values)
-    except AttributeError:
+        high, wide = map(index, values)
+    except TypeError:
         raise TypeError(f"{operation}: {name} takes integers, got {value!r}") from None
     if high < minimum or wide < minimum:
         raise ValueError(f"{operation}: {name} must be at least {minimum}, got {value!r}")
@@ -97,16 +97,41 @@ class ConvGeometry:
         return text + (f" groups {self.groups}" if self.groups != 1 else "")
 
 
-@lru_cache(maxsize=4096)
 def conv_geometry(
     x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> ConvGeometry:
-    """The geometry of conv2d(x, weight, ...); raises ValueError for shapes that do not fit."""
+    """The geometry of conv2d(x, weight, ...).
+
+    Raises ValueError for shapes that do not fit and TypeError for settings that are not integers.
+    """
+    try:
+        group_count = index(groups)
+    except TypeError:
+        raise TypeError(f"conv2d: groups takes an integer, got {groups!r}") from None
+    return _conv_geometry(
+        tuple(x_shape),
+        tuple(weight_shape),
+        pair(stride, "stride", "conv2d", 1),
+        pair(padding, "padding", "conv2d", 0),
+        pair(dilation, "dilation", "conv2d", 1),
+        group_count,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _conv_geometry(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    strides: Pair,
+    pads: Pair,
+    dilations: Pair,
+    groups: int,
+) -> ConvGeometry:
     shapes = f"(x {shape_text(x_shape)}, weight {shape_text(weight_shape)})"
     if len(x_shape) != 4 or len(weight_shape) != 4:
         raise ValueError(
@@ -114,11 +139,6 @@ def conv_geometry(
         )
     N, C, H, W = x_shape
     O, C_group, KH, KW = weight_shape
-    strides = pair(stride, "stride", "conv2d", 1)
-    pads = pair(padding, "padding", "conv2d", 0)
-    dilations = pair(dilation, "dilation", "conv2d", 1)
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"conv2d: groups takes an integer, got {groups!r}")
     if groups < 1:
         raise ValueError(f"conv2d: groups must be at least 1, got {groups}")
     if min(O, C_group, KH, KW) < 1:
@@ -168,28 +188,46 @@ class PoolGeometry:
         return self.N, self.C, *self.out
 
 
-@lru_cache(maxsize=4096)
 def pool_geometry(
     operation: str,
     x_shape: tuple[int, ...],
-    kernel: int | Pair,
-    stride: int | Pair | None = None,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     count_include_pad: bool = True,
 ) -> PoolGeometry:
     """The geometry of a pooling; `stride` defaults to the kernel size.
 
     Raises ValueError for shapes that do not fit, and for padding over half the kernel, where a
-    window could lie in the padding alone.
+    window could lie in the padding alone; TypeError for settings that are not integers.
     """
+    size = pair(kernel, "kernel_size", operation, 1)
+    return _pool_geometry(
+        operation,
+        tuple(x_shape),
+        size,
+        size if stride is None else pair(stride, "stride", operation, 1),
+        pair(padding, "padding", operation, 0),
+        pair(dilation, "dilation", operation, 1),
+        bool(count_include_pad),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _pool_geometry(
+    operation: str,
+    x_shape: tuple[int, ...],
+    kernel: Pair,
+    strides: Pair,
+    pads: Pair,
+    dilations: Pair,
+    count_include_pad: bool,
+) -> PoolGeometry:
     if len(x_shape) != 4:
         raise ValueError(f"{operation}: expected x (N, C, H, W), got {shape_text(x_shape)}")
     N, C, H, W = x_shape
-    KH, KW = pair(kernel, "kernel_size", operation, 1)
-    strides = (KH, KW) if stride is None else pair(stride, "stride", operation, 1)
-    pads = pair(padding, "padding", operation, 0)
-    dilations = pair(dilation, "dilation", operation, 1)
+    KH, KW = kernel
     if pads[0] > KH // 2 or pads[1] > KW // 2:
         raise ValueError(
             f"{operation}: padding {shape_text(pads)} is more than half of the kernel "
@@ -200,7 +238,7 @@ def pool_geometry(
     if OH < 1 or OW < 1:
         raise ValueError(
             f"{operation}: the {KH}x{KW} window does not fit x {shape_text(x_shape)} with padding "
-            f"{shape_text(pads)}"
+            f"{shape_text(pads)} and dilation {shape_text(dilations)}"
         )
     return PoolGeometry(
         N, C, H, W, (KH, KW), strides, pads, dilations, (OH, OW), count_include_pad

@@ -29,6 +29,8 @@ class Kernel:
     """One implementation of one operation.
 
     only: the geometries it supports; None for all.
+    worth: those among them for which it is chosen unasked; None for all.
+    dtypes: the dtypes it supports, by name; empty for all.
     """
 
     operation: str
@@ -36,9 +38,13 @@ class Kernel:
     name: str
     function: Callable[..., Any]
     only: Condition | None = None
+    worth: Condition | None = None
+    dtypes: tuple[str, ...] = ()
 
-    def supports(self, geometry: Any) -> bool:
-        return self.only is None or (geometry is not None and bool(self.only(geometry)))
+    def supports(self, geometry: Any, dtype: str) -> bool:
+        """Whether it can compute this."""
+        fits = self.only is None or bool(self.only(geometry))
+        return fits and (not self.dtypes or dtype in self.dtypes)
 
     @property
     def summary(self) -> str:
@@ -49,37 +55,38 @@ class Kernel:
 class Operation:
     """A named operation on arrays with one signature, whatever computes it.
 
-    Calling it picks the backend by the type of the first array and the kernel by the geometry,
-    which operations that have one take as their last argument.
+    Calling it picks the backend by the type of the first array, and the kernel by its dtype and
+    the geometry, which is the last argument, or the first array's shape where there is none.
     """
 
     def __init__(self, name: str, signature: str) -> None:
         self.name = name
         self.__doc__ = signature
         self.kernels: list[Kernel] = []
-        self._chosen: dict[tuple[str, Any], Callable[..., Any]] = {}
+        self._chosen: dict[tuple[str, Any, str], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
-        geometry = args[-1] if isinstance(args[-1], ConvGeometry | PoolGeometry) else None
-        key = (backend_of(args[0]), geometry)
+        first, last = args[0], args[-1]
+        geometry = last if isinstance(last, ConvGeometry | PoolGeometry) else first.shape
+        key = (backend_of(first), geometry, first.dtype.name)
         function = self._chosen.get(key)
         if function is None:
             function = self._chosen[key] = self.select(*key).function
         return function(*args)
 
-    def select(self, backend: str = "cpu", geometry: Any = None) -> Kernel:
-        """The kernel that a call on this backend with this geometry would use."""
-        usable = [k for k in self.kernels if k.backend == backend and k.supports(geometry)]
+    def select(self, backend: str, geometry: Any, dtype: str = "float32") -> Kernel:
+        """The kernel that a call on this backend with this geometry and dtype would use."""
+        usable = [k for k in self.kernels if k.backend == backend and k.supports(geometry, dtype)]
         if not usable:
             raise ValueError(
-                f"{self.name}: no kernel on backend {backend!r} supports {geometry}; registered: "
+                f"{self.name}: no kernel on backend {backend!r} takes {dtype} {geometry}; known: "
                 + (", ".join(f"{k.backend}/{k.name}" for k in self.kernels) or "none")
             )
         preferred = _preferred.get(self.name)
         for kernel in usable:
             if kernel.name == preferred:
                 return kernel
-        return usable[-1]
+        return next(k for k in reversed(usable) if k.worth is None or k.worth(geometry))
 
     def add(self, kernel: Kernel) -> None:
         self.kernels = [
@@ -123,7 +130,13 @@ def operation(name: str) -> Operation:
 
 
 def register(
-    operation_name: str, *, backend: str = "cpu", name: str, only: Condition | None = None
+    operation_name: str,
+    *,
+    backend: str = "cpu",
+    name: str,
+    only: Condition | None = None,
+    worth: Condition | None = None,
+    dtypes: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function of arrays a kernel of an operation; a name used again is replaced.
 
@@ -133,7 +146,7 @@ def register(
     target = operation(operation_name)
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        target.add(Kernel(operation_name, backend, name, function, only))
+        target.add(Kernel(operation_name, backend, name, function, only, worth, dtypes))
         return function
 
     return add

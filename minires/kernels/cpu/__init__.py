@@ -1,0 +1,95 @@
+"""The fast CPU kernels: Numba, explicit SIMD, our own threads.
+
+They are listed here and imported when one of them is first called: Numba takes a while to import
+and to compile, which small problems should not pay for. `worth` says from which size on a kernel
+is chosen unasked; it looks at the geometry alone, so that equal runs make equal choices.
+
+Channels must come in whole vectors; 16 floats are the widest there are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+from minires.kernels import reference  # registered first: the last that fits is preferred
+from minires.kernels.geometry import ConvGeometry, PoolGeometry
+from minires.kernels.registry import Condition, register
+from minires.kernels.threads import use_own_threads
+
+VECTOR = 16
+DTYPES = ("float32", "float64")
+
+
+def _late(module: str, function: str) -> Callable[..., Any]:
+    """A kernel that imports its module at its first call."""
+
+    def kernel(*args: Any) -> Any:
+        use_own_threads()
+        loaded = importlib.import_module(f"minires.kernels.cpu.{module}")
+        return getattr(loaded, function)(*args)
+
+    return kernel
+
+
+def _winograd(g: ConvGeometry) -> bool:
+    return (
+        g.kernel == (3, 3)
+        and g.stride == g.dilation == (1, 1)
+        and g.groups == 1
+        and max(g.padding) <= 2
+        and g.C % VECTOR == g.O % VECTOR == 0
+    )
+
+
+def _columns(g: ConvGeometry) -> bool:
+    return g.groups == 1 and g.O % VECTOR == 0 and (not g.pointwise or g.C % VECTOR == 0)
+
+
+def _direct(g: ConvGeometry) -> bool:
+    return g.groups == 1 and g.O % VECTOR == 0 and g.dilation == (1, 1)
+
+
+def _large(g: ConvGeometry) -> bool:
+    """Large enough that compiling pays: a layer of ResNet-20 at batch 32 is."""
+    return g.multiply_adds >= 32_000_000
+
+
+def _few_channels(g: ConvGeometry) -> bool:
+    """A window row of at most two vectors: copying it costs as much as using it."""
+    return _large(g) and g.C * g.kernel[1] <= 2 * VECTOR
+
+
+def _rows(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (2, 4) and shape[1] % VECTOR == 0
+
+
+def _many(shape: tuple[int, ...]) -> bool:
+    """A quarter of a million numbers: the smallest activation of ResNet-20 at batch 128 has two."""
+    return math.prod(shape) >= 1 << 18
+
+
+def _many_pooled(g: PoolGeometry) -> bool:
+    return _many(g.x_shape)
+
+
+def _add(
+    operation: str, name: str, module: str, only: Condition | None, worth: Condition
+) -> None:
+    add = register(operation, name=name, only=only, worth=worth, dtypes=DTYPES)
+    add(_late(module, operation))
+
+
+for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+    _add(_pass, "columns", "columns", _columns, _large)
+    if _pass != "conv2d_grad_input":
+        _add(_pass, "direct", "direct", _direct, _few_channels)
+    _add(_pass, "winograd", "winograd", _winograd, _large)
+for _name in ("batch_norm_train", "batch_norm_grad"):
+    _add(_name, "simd", "norm", _rows, _many)
+for _name in ("relu", "relu_grad", "add_relu"):
+    _add(_name, "simd", "elementwise", None, _many)
+for _name in ("max_pool2d", "max_pool2d_grad"):
+    _add(_name, "threads", "pool", None, _many_pooled)

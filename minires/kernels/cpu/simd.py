@@ -190,6 +190,32 @@ def fmuladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
+def positive(typingctx: Any, v: Any) -> Any:
+    """max(v, 0) lane by lane; NaN stays NaN."""
+    if not isinstance(v, VectorType):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[0])
+
+    return v(v), codegen
+
+
+@intrinsic
+def where_positive(typingctx: Any, condition: Any, v: Any) -> Any:
+    """v in the lanes where `condition` > 0, else 0."""
+    if not (isinstance(v, VectorType) and condition == v):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
+
+    return v(v, v), codegen
+
+
+@intrinsic
 def tile_product(
     typingctx: Any,
     rows: Any,
@@ -231,8 +257,8 @@ def tile_product(
         c_pointer = _element_pointer(context, builder, sig.args[9], cv, c0)
         a_offsets = [builder.mul(a_row, integer(r)) for r in range(R)]
         c_pointers = [
-            builder.gep(c_pointer, [builder.add(builder.mul(c_row, integer(r)), integer(v * vector.count))])
-            for r in range(R)
+            builder.gep(row, [integer(v * vector.count)])
+            for row in (builder.gep(c_pointer, [builder.mul(c_row, integer(r))]) for r in range(R))
             for v in range(V)
         ]
         zero = ir.Constant(vector, None)
@@ -255,7 +281,8 @@ def tile_product(
         builder.cbranch(builder.icmp_signed(">", K, integer(0)), body, done)
 
         builder.position_at_end(body)
-        k, a_now, b_now = builder.phi(integer), builder.phi(a_pointer.type), builder.phi(b_pointer.type)
+        k = builder.phi(integer)
+        a_now, b_now = builder.phi(a_pointer.type), builder.phi(b_pointer.type)
         sums = [builder.phi(vector) for _ in firsts]
         b_vectors = [
             _load_vector(builder, builder.gep(b_now, [integer(v * vector.count)]), dtype)

@@ -17,7 +17,6 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, store, tile_product
-from minires.kernels.cpu.threads import num_threads
 from minires.kernels.cpu.winograd_tiles import (
     G,
     constants,
@@ -27,7 +26,7 @@ from minires.kernels.cpu.winograd_tiles import (
 )
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
-from minires.kernels.registry import register
+from minires.kernels.threads import num_threads
 
 ELEMENTS = 36  # of a transformed tile
 ROWS = 6  # of a register tile
@@ -37,7 +36,7 @@ PHASED_GRADIENT = 128 * 128
 
 
 @njit(cache=True)
-def _multiply(v, v_at, C, u, u_at, m, m_at, O, count, L, wide):  # type: ignore[no-untyped-def]
+def _multiply(v, v_at, C, u, u_at, m, m_at, O, count, L, wide):
     """m[t, o] = sum_c v[t, c] * u[c, o] for one element of the transform; u comes in panels.
 
     Rows are done six at a time: the buffers have room for `count` rounded up.
@@ -53,7 +52,7 @@ def _multiply(v, v_at, C, u, u_at, m, m_at, O, count, L, wide):  # type: ignore[
 
 
 @njit(cache=True)
-def _accumulate(v, v_at, C, w, w_at, O, du, du_at, count, L, wide):  # type: ignore[no-untyped-def]
+def _accumulate(v, v_at, C, w, w_at, O, du, du_at, count, L, wide):
     """du[c, o] += sum_t v[t, c] * w[t, o] for one element of the transform.
 
     C is even and at least 4: rows of six, and one or two of four.
@@ -79,7 +78,7 @@ def _accumulate(v, v_at, C, w, w_at, O, du, du_at, count, L, wide):  # type: ign
 
 
 @njit(cache=True, parallel=True)
-def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):  # type: ignore[no-untyped-def]
+def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):
     """Each worker takes `batch` tiles at a time through all three steps."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -100,7 +99,7 @@ def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):  
 
 
 @njit(cache=True, parallel=True)
-def _convolve_phased(x, u, y, shape, out, tiles, pad, workers, v, m, patches, L, wide):  # type: ignore[no-untyped-def]
+def _convolve_phased(x, u, y, shape, out, tiles, pad, workers, v, m, patches, L, wide):
     """Each step over all tiles; the products divided by element of the transform."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -120,7 +119,7 @@ def _convolve_phased(x, u, y, shape, out, tiles, pad, workers, v, m, patches, L,
 
 
 @njit(cache=True, parallel=True)
-def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide):  # type: ignore[no-untyped-def]
+def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide):
     """Each worker sums the products of its own tiles into du[worker]."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -145,7 +144,7 @@ def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L,
 
 
 @njit(cache=True, parallel=True)
-def _weight_gradient_phased(x, gy, du, shape, out, tiles, pad, workers, v, w, patches, L, wide):  # type: ignore[no-untyped-def]
+def _weight_gradient_phased(x, gy, du, shape, out, tiles, pad, workers, v, w, patches, L, wide):
     """Each step over all tiles; the products divided by element of the transform."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -163,7 +162,7 @@ def _weight_gradient_phased(x, gy, du, shape, out, tiles, pad, workers, v, w, pa
 
 
 @njit(cache=True, parallel=True)
-def _transform_weight(weight, O, C, swap, u, L, wide, g):  # type: ignore[no-untyped-def]
+def _transform_weight(weight, O, C, swap, u, L, wide, g):
     """U = G g G^T in panels of output channels: u[e, o // panel, c, o % panel].
 
     `swap` turns (O, C, 3, 3) into the weight of the input gradient: rotated, channels exchanged.
@@ -188,7 +187,7 @@ def _transform_weight(weight, O, C, swap, u, L, wide, g):  # type: ignore[no-unt
 
 
 @njit(cache=True)
-def _transform_lines(x, step, line, y, y_step, y_line, lines, panel, L, g):  # type: ignore[no-untyped-def]
+def _transform_lines(x, step, line, y, y_step, y_line, lines, panel, L, g):
     """y[i*y_step + n*y_line] = sum_k g[i, k] * x[k*step + n*line], for rows of `panel` numbers."""
     for n in range(lines):
         for j in range(0, panel, L):
@@ -203,7 +202,7 @@ def _transform_lines(x, step, line, y, y_step, y_line, lines, panel, L, g):  # t
 
 
 @njit(cache=True, parallel=True)
-def _inverse_weight(du, weight, O, C, g):  # type: ignore[no-untyped-def]
+def _inverse_weight(du, weight, O, C, g):
     """dg = G^T [sum over workers du] G, from du[worker, e, c, o] to (O, C, 3, 3)."""
     workers = du.shape[0]
     for c in prange(C):
@@ -227,18 +226,6 @@ def _inverse_weight(du, weight, O, C, g):  # type: ignore[no-untyped-def]
                     sums += half[i, r] * g[r, j]
                 for o in range(O):
                     weight[(o * C + c) * 9 + i * 3 + j] = sums[o]
-
-
-def supports(g: ConvGeometry) -> bool:
-    """3x3, stride 1, ungrouped, and channels that fill whole vectors."""
-    full = lanes(np.float32)
-    return (
-        g.kernel == (3, 3)
-        and g.stride == g.dilation == (1, 1)
-        and g.groups == 1
-        and max(g.padding) <= 2
-        and g.C % full == g.O % full == 0
-    )
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -279,20 +266,17 @@ def _run(x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: 
     return to_nchw(y)
 
 
-@register("conv2d", name="winograd", only=supports)
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Winograd F(4x4, 3x3)."""
     return _run(to_nhwc(x), weight, g.padding, g.out, swap=False)
 
 
-@register("conv2d_grad_input", name="winograd", only=supports)
 def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """Winograd F(4x4, 3x3) of the upstream gradient with the rotated kernel."""
     pad = (2 - g.padding[0], 2 - g.padding[1])
     return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True)
 
 
-@register("conv2d_grad_weight", name="winograd", only=supports)
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The adjoint of Winograd F(4x4, 3x3)."""
     x, gy = to_nhwc(x), to_nhwc(gy)

@@ -27,8 +27,6 @@ Barabasz et al. (2018) on the choice of points.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
@@ -52,7 +50,7 @@ G = kernel_matrix()
 
 
 @njit(cache=True)
-def constants(like):  # type: ignore[no-untyped-def]
+def constants(like):
     """The numbers of the one-dimensional transforms, each in every lane."""
     return (
         fill(like, POINT_A),
@@ -67,7 +65,7 @@ def constants(like):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _bt(d0, d1, d2, d3, d4, d5, k):  # type: ignore[no-untyped-def]
+def _bt(d0, d1, d2, d3, d4, d5, k):
     """B^T d for one line of six vectors."""
     a, b, aa, bb, aabb, aa_bb, _, _ = k
     even_a, odd_a = d4 - bb * d2, a * (d3 - bb * d1)
@@ -83,7 +81,7 @@ def _bt(d0, d1, d2, d3, d4, d5, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _at(m0, m1, m2, m3, m4, m5, k):  # type: ignore[no-untyped-def]
+def _at(m0, m1, m2, m3, m4, m5, k):
     """A^T m for one line of six vectors: four outputs."""
     a, b, aa, bb, _, _, aaa, bbb = k
     sum_a, diff_a = m1 + m2, m1 - m2
@@ -97,7 +95,7 @@ def _at(m0, m1, m2, m3, m4, m5, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _a(y0, y1, y2, y3, k):  # type: ignore[no-untyped-def]
+def _a(y0, y1, y2, y3, k):
     """A y for one line of four vectors: the adjoint of `_at`."""
     a, b, aa, bb, _, _, aaa, bbb = k
     even_a, odd_a = fmuladd(aa, y2, y0), fmuladd(aaa, y3, a * y1)
@@ -106,7 +104,7 @@ def _a(y0, y1, y2, y3, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _store6(out, at, step, v):  # type: ignore[no-untyped-def]
+def _store6(out, at, step, v):
     store(out, at, v[0])
     store(out, at + step, v[1])
     store(out, at + 2 * step, v[2])
@@ -116,7 +114,7 @@ def _store6(out, at, step, v):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _input_line(x, at, row, k):  # type: ignore[no-untyped-def]
+def _input_line(x, at, row, k):
     return _bt(
         load(x, at),
         load(x, at + row),
@@ -129,7 +127,7 @@ def _input_line(x, at, row, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _input_tile(x, at, row, C, out, to, step, L, k):  # type: ignore[no-untyped-def]
+def _input_tile(x, at, row, C, out, to, step, L, k):
     """B^T d B of one 6x6 tile: x[at + i*row + j*C + c] -> out[to + (6*i + j)*step + c]."""
     for c in range(0, C, L):
         p, q = at + c, to + c
@@ -148,7 +146,7 @@ def _input_tile(x, at, row, C, out, to, step, L, k):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _output_line(m, at, step, k):  # type: ignore[no-untyped-def]
+def _output_line(m, at, step, k):
     return _at(
         load(m, at),
         load(m, at + 6 * step),
@@ -161,7 +159,7 @@ def _output_line(m, at, step, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _store4(out, at, step, v):  # type: ignore[no-untyped-def]
+def _store4(out, at, step, v):
     store(out, at, v[0])
     store(out, at + step, v[1])
     store(out, at + 2 * step, v[2])
@@ -169,7 +167,7 @@ def _store4(out, at, step, v):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _output_tile(m, at, step, y, to, row, O, L, k):  # type: ignore[no-untyped-def]
+def _output_tile(m, at, step, y, to, row, O, L, k):
     """A^T m A of one tile: m[at + (6*i + j)*step + o] -> y[to + i*row + j*O + o], 4x4 pixels."""
     for o in range(0, O, L):
         p, q = at + o, to + o
@@ -186,12 +184,12 @@ def _output_tile(m, at, step, y, to, row, O, L, k):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True)
-def _gradient_line(gy, at, row, k):  # type: ignore[no-untyped-def]
+def _gradient_line(gy, at, row, k):
     return _a(load(gy, at), load(gy, at + row), load(gy, at + 2 * row), load(gy, at + 3 * row), k)
 
 
 @njit(cache=True)
-def _gradient_tile(gy, at, row, O, out, to, step, L, k):  # type: ignore[no-untyped-def]
+def _gradient_tile(gy, at, row, O, out, to, step, L, k):
     """A gy A^T of one 4x4 tile: gy[at + i*row + j*O + o] -> out[to + (6*i + j)*step + o]."""
     for o in range(0, O, L):
         p, q = at + o, to + o
@@ -208,7 +206,7 @@ def _gradient_tile(gy, at, row, O, out, to, step, L, k):  # type: ignore[no-unty
 
 
 @njit(cache=True)
-def _copy_window(x, n, H, W, C, top, left, size, patch, L):  # type: ignore[no-untyped-def]
+def _copy_window(x, n, H, W, C, top, left, size, patch, L):
     """A size x size window of image n into `patch`, with zeros where it leaves the image."""
     zero = fill(x, 0.0)
     for i in range(size):
@@ -224,7 +222,7 @@ def _copy_window(x, n, H, W, C, top, left, size, patch, L):  # type: ignore[no-u
 
 
 @njit(cache=True)
-def load_tiles(x, shape, tiles, pad, first, count, v, step, patch, L, k):  # type: ignore
+def load_tiles(x, shape, tiles, pad, first, count, v, step, patch, L, k):
     """Transform input tiles first, ... into v[(6*i + j)*step + t*C + c]."""
     H, W, C = shape
     rows, cols = tiles
@@ -239,7 +237,7 @@ def load_tiles(x, shape, tiles, pad, first, count, v, step, patch, L, k):  # typ
 
 
 @njit(cache=True)
-def load_gradient_tiles(gy, shape, tiles, first, count, v, step, patch, L, k):  # type: ignore[no-untyped-def]
+def load_gradient_tiles(gy, shape, tiles, first, count, v, step, patch, L, k):
     """Transform upstream gradient tiles first, ... into v[(6*i + j)*step + t*O + o]."""
     OH, OW, O = shape
     rows, cols = tiles
@@ -254,7 +252,7 @@ def load_gradient_tiles(gy, shape, tiles, first, count, v, step, patch, L, k):  
 
 
 @njit(cache=True)
-def store_tiles(m, step, shape, tiles, first, count, y, patch, L, k):  # type: ignore[no-untyped-def]
+def store_tiles(m, step, shape, tiles, first, count, y, patch, L, k):
     """Transform products m[(6*i + j)*step + t*O + o] back into pixels of y."""
     OH, OW, O = shape
     rows, cols = tiles

@@ -18,7 +18,7 @@ def relu(x: Any) -> Any:
 @register("relu_grad", name="numpy")
 def relu_grad(gy: Any, y: Any) -> Any:
     """gy where y > 0, else 0: the mask is read off the output, nothing else need be kept."""
-    return np.asarray(gy * (y > 0))
+    return np.where(y > 0, gy, gy.dtype.type(0))
 
 
 @register("add_relu", name="numpy")
@@ -31,7 +31,8 @@ def add_relu(a: Any, b: Any) -> Any:
 @register("log_softmax", name="numpy")
 def log_softmax(x: Any, axis: int) -> Any:
     """x - log(sum(exp(x))), shifted by the maximum so that no exponential overflows."""
-    shifted = x - x.max(axis=axis, keepdims=True)
+    with np.errstate(over="ignore"):  # a distance beyond the largest number is -infinity: right
+        shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
 
 

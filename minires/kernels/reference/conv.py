@@ -91,7 +91,7 @@ def flat_weight(weight: Any) -> Any:
 def image_blocks(g: ConvGeometry, itemsize: int) -> Iterator[slice]:
     """Runs of images whose columns take about BLOCK_BYTES."""
     KH, KW = g.kernel
-    per_image = g.out[0] * g.out[1] * KH * KW * g.C * itemsize
+    per_image = g.out[0] * g.out[1] * KH * KW * (g.C // g.groups) * itemsize
     step = max(1, BLOCK_BYTES // max(per_image, 1))
     for start in range(0, g.N, step):
         yield slice(start, min(start + step, g.N))

@@ -87,7 +87,7 @@ def max_pool2d_grad(gy: Any, indices: Any, g: PoolGeometry) -> Any:
     gy, indices = to_nhwc(gy), to_nhwc(indices)
     padded = _empty_padded(g, gy.dtype)
     for k, rows, cols in _positions(g):
-        padded[:, rows, cols] += gy * (indices == k)
+        padded[:, rows, cols] += np.where(indices == k, gy, gy.dtype.type(0))
     return _unpadded(padded, g)
 
 
@@ -134,31 +134,28 @@ def avg_pool2d_grad(gy: Any, g: PoolGeometry) -> Any:
     return _unpadded(padded, g)
 
 
-def _averaging_matrix(size: int, out: int, dtype: Any) -> Any:
-    """(out, size): row i averages the positions of window i."""
-    matrix = np.zeros((out, size), dtype)
-    for i, (start, end) in enumerate(adaptive_windows(size, out)):
-        matrix[i, start:end] = 1.0 / (end - start)
-    return matrix
-
-
 @register("adaptive_avg_pool2d", name="numpy")
 def adaptive_avg_pool2d(x: Any, out: Pair) -> Any:
-    """Means over windows that tile the image into `out`: y = R x S^T for each channel."""
+    """Means over windows that cover the image in `out`: over their rows, then their columns."""
     N, C, H, W = x.shape
+    x = to_nhwc(x)
     if out == (1, 1):
-        flat = to_nhwc(x).reshape(N, H * W, C)
-        return to_nchw(flat.mean(axis=1).reshape(N, 1, 1, C))
-    R, S = _averaging_matrix(H, out[0], x.dtype), _averaging_matrix(W, out[1], x.dtype)
-    return np.matmul(np.matmul(R, x), S.T)
+        return to_nchw(x.reshape(N, H * W, C).mean(axis=1).reshape(N, 1, 1, C))
+    y = np.stack([x[:, a:b].mean(axis=1) for a, b in adaptive_windows(H, out[0])], axis=1)
+    return to_nchw(
+        np.stack([y[:, :, a:b].mean(axis=2) for a, b in adaptive_windows(W, out[1])], axis=2)
+    )
 
 
 @register("adaptive_avg_pool2d_grad", name="numpy")
 def adaptive_avg_pool2d_grad(gy: Any, size: Pair) -> Any:
-    """The adjoint: R^T gy S for each channel."""
-    (H, W), (OH, OW) = size, gy.shape[2:]
-    if (OH, OW) == (1, 1):
-        share = to_nhwc(gy) / gy.dtype.type(H * W)
-        return to_nchw(np.broadcast_to(share, (len(gy), H, W, gy.shape[1])).copy())
-    R, S = _averaging_matrix(H, OH, gy.dtype), _averaging_matrix(W, OW, gy.dtype)
-    return np.matmul(np.matmul(R.T, gy), S)
+    """The adjoint: each output's gradient in equal shares to the pixels of its window."""
+    (H, W), (N, C, OH, OW) = size, gy.shape
+    gy = to_nhwc(gy)
+    gx = np.zeros((N, H, W, C), gy.dtype)
+    columns = adaptive_windows(W, OW)
+    for i, (top, bottom) in enumerate(adaptive_windows(H, OH)):
+        for j, (left, right) in enumerate(columns):
+            share = gy[:, i, j] / gy.dtype.type((bottom - top) * (right - left))
+            gx[:, top:bottom, left:right] += share[:, None, None]
+    return to_nchw(gx)
