@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from minires.kernels.cpu.product import packed, panel_width, product
+from minires.kernels.cpu.product import panel_width, product
 from minires.kernels.cpu.simd import fill, lanes, load, store
+from minires.kernels.cpu.weights import packed, packed_transposed, unpacked_sum
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -202,11 +203,10 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Columns of a few pixels at a time, multiplied in cache."""
     x, L = to_nhwc(x), lanes(x.dtype)
     panel, workers = panel_width(g.O, L), num_threads()
-    matrix = weight.transpose(2, 3, 1, 0).reshape(-1, g.O)
     y = np.empty((g.N, *g.out, g.O), x.dtype)
-    work = np.empty((workers, PIXELS * len(matrix)), x.dtype)
+    work = np.empty((workers, PIXELS * g.kernel[0] * g.kernel[1] * g.C), x.dtype)
     _forward(
-        x.reshape(-1), packed(matrix, panel), y.reshape(-1), *_pixels(g), g.O, _sizes(g),
+        x.reshape(-1), packed(weight, panel), y.reshape(-1), *_pixels(g), g.O, _sizes(g),
         panel, panel > L, _plain(g), workers, work, L,
     )  # fmt: skip
     return to_nchw(y)
@@ -215,14 +215,15 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
 def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """Gradient columns of a few pixels at a time, added back where they came from."""
     gy, L = to_nhwc(gy), lanes(gy.dtype)
-    matrix = weight.transpose(0, 2, 3, 1).reshape(g.O, -1)
-    panel, workers = panel_width(matrix.shape[1], L), num_threads()
-    row = -(-matrix.shape[1] // panel) * panel
+    K = g.kernel[0] * g.kernel[1] * g.C
+    panel, workers = panel_width(K, L), num_threads()
+    row = -(-K // panel) * panel
     gx = np.empty((g.N, g.H, g.W, g.C), gy.dtype)
     work = np.empty((workers, PIXELS * row), gy.dtype)
     _grad_input(
-        gy.reshape(-1), packed(matrix, panel), gx.reshape(-1), g.N, g.out[0] * g.out[1], g.O,
-        _sizes(g), row, panel, panel > L, _plain(g), workers, work, L,
+        gy.reshape(-1), packed_transposed(weight, panel), gx.reshape(-1),
+        g.N, g.out[0] * g.out[1], g.O, _sizes(g), row,
+        panel, panel > L, _plain(g), workers, work, L,
     )  # fmt: skip
     return to_nchw(gx)
 
@@ -239,5 +240,4 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
         x.reshape(-1), gy.reshape(-1), sums, *_pixels(g), g.O, _sizes(g),
         panel, panel > L, _plain(g), workers, work, L,
     )  # fmt: skip
-    total = sums.sum(axis=0).reshape(KH, KW, g.C, g.O)
-    return np.ascontiguousarray(total.transpose(3, 2, 0, 1))
+    return unpacked_sum(sums, g.weight_shape)

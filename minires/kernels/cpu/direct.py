@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from minires.kernels.cpu.product import packed, panel_width, product
+from minires.kernels.cpu.product import panel_width, product
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.weights import packed, unpacked_sum
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -97,10 +98,9 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Products read straight from a padded band of the input."""
     x, L = to_nhwc(x), lanes(x.dtype)
     panel, workers = panel_width(g.O, L), num_threads()
-    matrix = weight.transpose(2, 3, 1, 0).reshape(-1, g.O)
     y = np.empty((g.N, *g.out, g.O), x.dtype)
     _forward(
-        x.reshape(-1), packed(matrix, panel), y.reshape(-1), g.N, g.O, _sizes(g),
+        x.reshape(-1), packed(weight, panel), y.reshape(-1), g.N, g.O, _sizes(g),
         panel, panel > L, workers, _bands(g, x.dtype, workers),
     )  # fmt: skip
     return to_nchw(y)
@@ -116,5 +116,4 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
         x.reshape(-1), gy.reshape(-1), sums, g.N, g.O, _sizes(g),
         panel, panel > L, workers, _bands(g, x.dtype, workers),
     )  # fmt: skip
-    total = sums.sum(axis=0).reshape(KH, KW, g.C, g.O)
-    return np.ascontiguousarray(total.transpose(3, 2, 0, 1))
+    return unpacked_sum(sums, g.weight_shape)

@@ -7,10 +7,7 @@ Columns come in panels of 2 vectors, or of one where the number of columns asks 
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels.cpu.simd import tile_product
 
@@ -68,27 +65,6 @@ def product(
             )  # fmt: skip
 
 
-@njit(cache=True, parallel=True)
-def pack(matrix, K, J, k_stride, j_stride, panel, out):
-    """matrix[k*k_stride + j*j_stride] -> out[(p*K + k)*panel + j - p*panel], zeros beyond J."""
-    panels = out.size // (K * panel)
-    for p in prange(panels):
-        for k in range(K):
-            to = (p * K + k) * panel
-            for j in range(panel):
-                column = p * panel + j
-                out[to + j] = matrix[k * k_stride + column * j_stride] if column < J else 0
-
-
 def panel_width(columns: int, lanes: int) -> int:
     """Two vectors, unless one leaves less of the last panel empty."""
     return 2 * lanes if -columns % (2 * lanes) < lanes else lanes
-
-
-def packed(matrix: Any, panel: int) -> Any:
-    """A (K, J) array with any strides in panels of `panel` columns, flat."""
-    K, J = matrix.shape
-    out = np.empty(-(-J // panel) * K * panel, matrix.dtype)
-    flat = np.ascontiguousarray(matrix).reshape(-1)
-    pack(flat, K, J, J, 1, panel, out)
-    return out
