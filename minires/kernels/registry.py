@@ -67,8 +67,9 @@ class Operation:
 
     def __call__(self, *args: Any) -> Any:
         first, last = args[0], args[-1]
+        backend = backend_of(first)
         geometry = last if isinstance(last, ConvGeometry | PoolGeometry) else first.shape
-        key = (backend_of(first), geometry, first.dtype.name)
+        key = (backend, geometry, first.dtype.name)
         function = self._chosen.get(key)
         if function is None:
             function = self._chosen[key] = self.select(*key).function
@@ -86,7 +87,8 @@ class Operation:
         for kernel in usable:
             if kernel.name == preferred:
                 return kernel
-        return next(k for k in reversed(usable) if k.worth is None or k.worth(geometry))
+        worth = (k for k in reversed(usable) if k.worth is None or k.worth(geometry))
+        return next(worth, usable[-1])
 
     def add(self, kernel: Kernel) -> None:
         self.kernels = [

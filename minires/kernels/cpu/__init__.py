@@ -53,13 +53,13 @@ def _direct(g: ConvGeometry) -> bool:
 
 
 def _large(g: ConvGeometry) -> bool:
-    """Large enough that compiling pays: a layer of ResNet-20 at batch 32 is."""
-    return g.multiply_adds >= 32_000_000
+    """Large enough that compiling pays: a layer of ResNet-20 at batch 32 is, 8x8 digits are not."""
+    return g.multiply_adds >= 64_000_000
 
 
 def _few_channels(g: ConvGeometry) -> bool:
     """A window row of at most two vectors: copying it costs as much as using it."""
-    return _large(g) and g.C * g.kernel[1] <= 2 * VECTOR
+    return g.multiply_adds >= 16_000_000 and g.C * g.kernel[1] <= 2 * VECTOR
 
 
 def _rows(shape: tuple[int, ...]) -> bool:
@@ -67,8 +67,8 @@ def _rows(shape: tuple[int, ...]) -> bool:
 
 
 def _many(shape: tuple[int, ...]) -> bool:
-    """A quarter of a million numbers: the smallest activation of ResNet-20 at batch 128 has two."""
-    return math.prod(shape) >= 1 << 18
+    """Half a million numbers: the smallest activation of ResNet-20 at batch 128."""
+    return math.prod(shape) >= 1 << 19
 
 
 def _many_pooled(g: PoolGeometry) -> bool:
