@@ -52,29 +52,29 @@ def _multiply(v, v_at, C, u, u_at, m, m_at, O, count, L, wide):
 
 
 @njit(cache=True)
-def _accumulate(v, v_at, C, w, w_at, O, du, du_at, count, L, wide):
-    """du[c, o] += sum_t v[t, c] * w[t, o] for one element of the transform.
+def _accumulate(w, w_at, O, v, v_at, C, du, du_at, count, L, wide):
+    """du[o, c] += sum_t w[t, o] * v[t, c] for one element of the transform.
 
-    C is even and at least 4: rows of six, and one or two of four.
+    O is even and at least 4: rows of six, and one or two of four.
     """
     panel = 2 * L if wide else L
-    fours = C - (2 if C % ROWS == 2 else C % ROWS // 4) * 4
-    for o in range(0, O, panel):
-        c = 0
-        while c < fours:
-            at = du_at + c * O + o
+    fours = O - (2 if O % ROWS == 2 else O % ROWS // 4) * 4
+    for c in range(0, C, panel):
+        o = 0
+        while o < fours:
+            at = du_at + o * C + c
             if wide:
-                tile_product(6, 2, v, v_at + c, 1, C, w, w_at + o, O, du, at, O, count, True)
+                tile_product(6, 2, w, w_at + o, 1, O, v, v_at + c, C, du, at, C, count, True)
             else:
-                tile_product(6, 1, v, v_at + c, 1, C, w, w_at + o, O, du, at, O, count, True)
-            c += 6
-        while c < C:
-            at = du_at + c * O + o
+                tile_product(6, 1, w, w_at + o, 1, O, v, v_at + c, C, du, at, C, count, True)
+            o += 6
+        while o < O:
+            at = du_at + o * C + c
             if wide:
-                tile_product(4, 2, v, v_at + c, 1, C, w, w_at + o, O, du, at, O, count, True)
+                tile_product(4, 2, w, w_at + o, 1, O, v, v_at + c, C, du, at, C, count, True)
             else:
-                tile_product(4, 1, v, v_at + c, 1, C, w, w_at + o, O, du, at, O, count, True)
-            c += 4
+                tile_product(4, 1, w, w_at + o, 1, O, v, v_at + c, C, du, at, C, count, True)
+            o += 4
 
 
 @njit(cache=True, parallel=True)
@@ -139,7 +139,7 @@ def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L,
             load_gradient_tiles(gy, out, tiles, first, count, w, w_step, patch, L, k)
             for e in range(ELEMENTS):
                 _accumulate(
-                    v, e * v_step, C, w, e * w_step, O, mine, e * C * O, count, L, wide
+                    w, e * w_step, O, v, e * v_step, C, mine, e * C * O, count, L, wide
                 )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _weight_gradient_phased(x, gy, du, shape, out, tiles, pad, workers, v, w, pa
     mine = du[0]
     for e in prange(ELEMENTS):
         mine[e * C * O : (e + 1) * C * O] = 0
-        _accumulate(v, e * v_step, C, w, e * w_step, O, mine, e * C * O, total, L, wide)
+        _accumulate(w, e * w_step, O, v, e * v_step, C, mine, e * C * O, total, L, wide)
 
 
 @njit(cache=True, parallel=True)
@@ -202,30 +202,31 @@ def _transform_lines(x, step, line, y, y_step, y_line, lines, panel, L, g):
 
 
 @njit(cache=True, parallel=True)
-def _inverse_weight(du, weight, O, C, g):
-    """dg = G^T [sum over workers du] G, from du[worker, e, c, o] to (O, C, 3, 3)."""
+def _inverse_weight(du, weight, O, C, L, g):
+    """dg = G^T [sum over workers du] G, from du[worker, e, o, c] to (O, C, 3, 3)."""
     workers = du.shape[0]
-    for c in prange(C):
-        total = np.empty((6, 6, O), du.dtype)
-        half = np.empty((3, 6, O), du.dtype)
-        for e in range(36):
-            at = (e * C + c) * O
-            row = total[e // 6, e % 6]
-            row[:] = du[0, at : at + O]
-            for worker in range(1, workers):
-                row += du[worker, at : at + O]
-        half[:] = 0
-        for i in range(3):
-            for r in range(6):
-                if g[r, i] != 0:
-                    half[i] += g[r, i] * total[r]
-        for i in range(3):
-            for j in range(3):
-                sums = half[i, 0] * g[0, j]
-                for r in range(1, 6):
-                    sums += half[i, r] * g[r, j]
-                for o in range(O):
-                    weight[(o * C + c) * 9 + i * 3 + j] = sums[o]
+    for o in prange(O):
+        half, taps = np.empty(18 * C, du.dtype), np.empty(9 * C, du.dtype)
+        for c in range(0, C, L):
+            for j in range(6):
+                for i in range(3):
+                    total = fill(half, 0.0)
+                    for e in range(6):
+                        at, factor = ((e * 6 + j) * O + o) * C + c, fill(half, g[e, i])
+                        for worker in range(workers):
+                            total = fmuladd(factor, load(du[worker], at), total)
+                    store(half, (i * 6 + j) * C + c, total)
+            for i in range(3):
+                for j in range(3):
+                    total = fill(half, 0.0)
+                    for e in range(6):
+                        total = fmuladd(
+                            fill(half, g[e, j]), load(half, (i * 6 + e) * C + c), total
+                        )
+                    store(taps, (i * 3 + j) * C + c, total)
+        for c in range(C):
+            for tap in range(9):
+                weight[(o * C + c) * 9 + tap] = taps[tap * C + c]
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -281,7 +282,7 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The adjoint of Winograd F(4x4, 3x3)."""
     x, gy = to_nhwc(x), to_nhwc(gy)
     L, workers, dtype = lanes(x.dtype), num_threads(), x.dtype
-    C, O, wide = g.C, g.O, g.O % (2 * L) == 0
+    C, O, wide = g.C, g.O, g.C % (2 * L) == 0
     tiles = (-(-g.out[0] // 4), -(-g.out[1] // 4))
     total = g.N * tiles[0] * tiles[1]
     sizes = (g.H, g.W, C), (*g.out, O), tiles, g.padding
@@ -302,5 +303,5 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
             x.reshape(-1), gy.reshape(-1), du, *sizes, batch, workers, work, L, wide
         )
     gweight = np.empty((O, C, 3, 3), dtype)
-    _inverse_weight(du, gweight.reshape(-1), O, C, G.astype(dtype))
+    _inverse_weight(du, gweight.reshape(-1), O, C, L, G.astype(dtype))
     return gweight
