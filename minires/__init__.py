@@ -35,6 +35,7 @@ from minires.autograd import (
     where,
 )
 from minires.functional.random import manual_seed
+from minires.kernels.threads import set_num_threads
 
 if TYPE_CHECKING:
     from minires import data, models, optim, testing, training

@@ -17,6 +17,8 @@ from minires.functional.checks import floating, same_dtype
 from minires.kernels import operations as ops
 from minires.kernels.geometry import ConvGeometry, conv_geometry, pair, same_padding
 
+NAMED_PADDING = ("valid", "same")
+
 
 class Conv2d(Function):
     def __init__(self, g: ConvGeometry) -> None:
@@ -84,11 +86,12 @@ def conv2d(
     x, weight = as_tensor(x), as_tensor(weight)
     floating("conv2d", x=x)
     same_dtype("conv2d", x=x, weight=weight)
+    pads: int | Sequence[int]
     if isinstance(padding, str):
-        x, padding = _named_padding(x, weight, padding, stride, dilation)
-    g = conv_geometry(
-        x.shape, weight.shape, _hashable(stride), _hashable(padding), _hashable(dilation), groups
-    )
+        x, pads = _named_padding(x, weight, padding, stride, dilation)
+    else:
+        pads = padding
+    g = conv_geometry(x.shape, weight.shape, stride, pads, dilation, groups)
     y: Tensor = Conv2d(g)(x, weight)
     if bias is None:
         return y
@@ -99,15 +102,11 @@ def conv2d(
     return y + bias.reshape(1, -1, 1, 1)
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _named_padding(x: Tensor, weight: Tensor, name: str, stride: Any, dilation: Any) -> Any:
-    if name == "valid":
-        return x, 0
-    if name != "same":
+    if name not in NAMED_PADDING:
         raise ValueError(f"conv2d: padding is an integer, two, 'same' or 'valid', got {name!r}")
+    if name == "valid" or x.ndim != 4 or weight.ndim != 4:  # the geometry reports wrong shapes
+        return x, 0
     if pair(stride, "stride", "conv2d", 1) != (1, 1):
         raise ValueError(f"conv2d: padding='same' needs stride 1, got {stride!r}")
     KH, KW = weight.shape[2:]

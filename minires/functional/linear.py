@@ -53,13 +53,16 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def pad(x: Any, pad: Sequence[int], value: float = 0.0) -> Tensor:
+def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
     """Constant padding, as torch.nn.functional.pad: (left, right, top, bottom, ...).
 
-    The widths come in pairs, for the last axis first.
+    The widths come in pairs, for the last axis first. mode: "constant" is the only one there is.
 
-    Raises ValueError for an odd number of widths, more pairs than axes, or negative widths.
+    Raises ValueError for an odd number of widths, more pairs than axes, negative widths, or
+    another mode.
     """
+    if mode != "constant":
+        raise ValueError(f"pad: mode is 'constant', got {mode!r}")
     x, widths = as_tensor(x), list(pad)
     if len(widths) % 2 or len(widths) > 2 * x.ndim:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minires.autograd import Function, Tensor, as_tensor, enable_grad, grad, is_grad_enabled
+from minires.functional.activation import ReLUGrad, relu
 from minires.functional.checks import channels, floating, same_dtype
 from minires.kernels import operations as ops
 from minires.kernels.geometry import shape_text
@@ -27,17 +28,42 @@ class BatchNormTrain(Function):
         self.eps = eps
 
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
-        self.affine = gamma is not None
         y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
-        kept = {"gamma": gamma} if self.affine else {}
+        kept = {} if gamma is None else {"gamma": gamma}
         self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
         return y
 
-    def backward(self, gy: Tensor) -> tuple[Tensor, ...] | Tensor:
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
         saved = self.saved
-        if not self.affine:
-            return BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x)[0]
-        return BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x, saved.gamma)
+        affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
+        gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x, *affine)
+        return gradients if affine else gradients[:1]
+
+
+class BatchNormReLUTrain(Function):
+    """`BatchNormTrain` with a ReLU behind it, in one pass over memory each way."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
+        y, self.mean, self.var, inv_std = ops.batch_norm_relu_train(x, gamma, beta, self.eps)
+        kept = {} if gamma is None else {"gamma": gamma}
+        self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        saved = self.saved
+        affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
+        if is_grad_enabled():  # to be differentiated again: one operation after the other
+            gz = ReLUGrad()(gy, saved.y)
+            gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gz, saved.x, *affine)
+        else:
+            arrays = [t._data if t is not None else None for t in (
+                gy, saved.x, saved.y, affine[0] if affine else None, saved.mean, saved.inv_std
+            )]  # fmt: skip
+            gradients = tuple(map(Tensor._wrap, ops.batch_norm_relu_grad(*arrays)))
+        return gradients if affine else gradients[:1]
 
 
 class BatchNormGrad(Function):
@@ -106,6 +132,8 @@ class BatchNormEval(Function):
         if not hasattr(saved, "gamma"):
             return gy * inv_std
         gx = gy * (inv_std * _columns(saved.gamma, ndim)) if self.needs[0] else None
+        if not self.needs[1]:
+            return gx, None, _over_rows(gy) if self.needs[2] else None
         xhat = (saved.x - _columns(saved.mean, ndim)) * inv_std
         return gx, _over_rows(gy * xhat), _over_rows(gy)
 
@@ -128,8 +156,41 @@ def batch_norm(
     weight, bias: (C,), gamma and beta; both or neither.
     eps: added to the variance.
 
-    Raises ValueError for shapes that do not fit, or fewer than two values per channel in training.
+    Raises ValueError for shapes that do not fit, or fewer than two values per channel in training;
+    TypeError for dtypes, and for running statistics that are no Tensors to be updated.
     """
+    return _batch_norm(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, fuse_relu=False
+    )
+
+
+def batch_norm_relu(
+    x: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """relu(batch_norm(...)), with the same arguments, in fewer passes over memory."""
+    return _batch_norm(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, fuse_relu=True
+    )
+
+
+def _batch_norm(
+    x: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any,
+    bias: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    fuse_relu: bool,
+) -> Tensor:
     x = as_tensor(x)
     floating("batch_norm", x=x)
     if x.ndim not in (2, 4):
@@ -138,6 +199,12 @@ def batch_norm(
         raise ValueError("batch_norm: give weight and bias both, or neither")
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: give running_mean and running_var both, or neither")
+    for running in (running_mean, running_var):
+        if running is not None and not isinstance(running, Tensor):
+            raise TypeError(
+                f"batch_norm: running statistics are Tensors, updated in place; got "
+                f"{type(running).__name__}"
+            )
     affine = () if weight is None else (as_tensor(weight), as_tensor(bias))
     names = dict(zip(("weight", "bias"), affine, strict=False))
     channels("batch_norm", x, running_mean=running_mean, running_var=running_var, **names)
@@ -149,14 +216,15 @@ def batch_norm(
                 f"batch_norm: training needs more than one value per channel, x has "
                 f"{shape_text(x.shape)}; use a larger batch or eval()"
             )
-        function = BatchNormTrain(eps)
+        function = BatchNormReLUTrain(eps) if fuse_relu else BatchNormTrain(eps)
         y: Tensor = function(x, *affine)
         if training and running_mean is not None and running_var is not None:
             _move(running_mean, function.mean, momentum)
             _move(running_var, function.var * (m / (m - 1)), momentum)
         return y
     mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
-    return BatchNormEval(mean, var, eps)(x, *affine)
+    normalised: Tensor = BatchNormEval(mean, var, eps)(x, *affine)
+    return relu(normalised) if fuse_relu else normalised
 
 
 def _move(running: Tensor, batch: Any, momentum: float) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from minires.autograd import Function, Tensor, as_tensor
 from minires.functional.checks import floating
-from minires.functional.conv import _hashable
 from minires.kernels import operations as ops
 from minires.kernels.geometry import Pair, PoolGeometry, pair, pool_geometry, shape_text
 
@@ -127,9 +126,7 @@ def max_pool2d(
     """
     x = _images("max_pool2d", x)
     _no_ceil("max_pool2d", ceil_mode)
-    g = pool_geometry(
-        "max_pool2d", x.shape, *map(_hashable, (kernel_size, stride, padding, dilation))
-    )
+    g = pool_geometry("max_pool2d", x.shape, kernel_size, stride, padding, dilation)
     return MaxPool2d(g)(x)
 
 
@@ -148,8 +145,7 @@ def avg_pool2d(
     """
     x = _images("avg_pool2d", x)
     _no_ceil("avg_pool2d", ceil_mode)
-    settings = map(_hashable, (kernel_size, stride, padding))
-    g = pool_geometry("avg_pool2d", x.shape, *settings, 1, count_include_pad)
+    g = pool_geometry("avg_pool2d", x.shape, kernel_size, stride, padding, 1, count_include_pad)
     return AvgPool2d(g)(x)
 
 
@@ -157,7 +153,10 @@ def adaptive_avg_pool2d(x: Any, output_size: Size) -> Tensor:
     """Means over windows that divide x (N, C, H, W) into `output_size`; 1 is the global average.
 
     Window i of OH covers rows floor(i*H/OH) to ceil((i+1)*H/OH), as in PyTorch.
+    Raises ValueError for an image without pixels.
     """
     x = _images("adaptive_avg_pool2d", x)
+    if 0 in x.shape[2:]:
+        raise ValueError(f"adaptive_avg_pool2d: x {shape_text(x.shape)} has no pixel to average")
     out = pair(output_size, "output_size", "adaptive_avg_pool2d", 1)
     return AdaptiveAvgPool2d(out)(x)

@@ -25,6 +25,15 @@ batch_norm_grad = define(
     "batch_norm_grad",
     "batch_norm_grad(gy, x, gamma or None, mean, inv_std) -> (gx, ggamma, gbeta)",
 )
+# With a ReLU behind it, in one pass: the pair that stands after most convolutions of a ResNet.
+batch_norm_relu_train = define(
+    "batch_norm_relu_train",
+    "batch_norm_relu_train(x, gamma or None, beta or None, eps) -> (y, mean, var, inv_std)",
+)
+batch_norm_relu_grad = define(
+    "batch_norm_relu_grad",
+    "batch_norm_relu_grad(gy, x, y, gamma or None, mean, inv_std) -> (gx, ggamma, gbeta)",
+)
 
 relu = define("relu", "relu(x) -> y")
 relu_grad = define("relu_grad", "relu_grad(gy, y) -> gx")

@@ -39,14 +39,16 @@ def num_threads() -> int:
     return _count
 
 
-def set_num_threads(count: int) -> None:
-    """Compute with `count` threads from now on.
+def set_num_threads(count: int | None = None) -> int:
+    """Compute with `count` threads from now on; returns the number in force.
 
+    None takes the variable MINIRES_THREADS, or else one thread per core.
     Raises ValueError unless the number is between 1 and the available cores.
     """
     global _count
-    _count = _checked(count, "set_num_threads")
+    _count = None if count is None else _checked(count, "threads")
     _apply()
+    return num_threads()
 
 
 def use_own_threads() -> None:
@@ -62,7 +64,7 @@ def use_own_threads() -> None:
 def _checked(count: int, source: str) -> int:
     cores = available_cores()
     if not 1 <= count <= cores:
-        raise ValueError(f"{source}: must be from 1 to {cores}, the available cores; got {count}")
+        raise ValueError(f"{source} must be from 1 to {cores}, the available cores; got {count}")
     return count
 
 
@@ -74,3 +76,5 @@ def _apply() -> None:
         import numba
 
         numba.set_num_threads(min(num_threads(), numba.config.NUMBA_NUM_THREADS))
+    else:  # read when Numba is imported
+        os.environ["NUMBA_NUM_THREADS"] = str(num_threads())

@@ -157,7 +157,7 @@ class BasicBlock(ResidualBlock):
         return self.bn2
 
     def branch(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.bn1.relu(self.conv1(x))
         return self.bn2(self.conv2(x))
 
 
@@ -196,6 +196,6 @@ class Bottleneck(ResidualBlock):
         return self.bn3
 
     def branch(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.bn1.relu(self.conv1(x))
+        x = self.bn2.relu(self.conv2(x))
         return self.bn3(self.conv3(x))

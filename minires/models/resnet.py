@@ -95,7 +95,7 @@ class ResNet(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images -> what the first block sees."""
-        return self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        return self.maxpool(self.bn1.relu(self.conv1(x)))
 
     def head(self, x: Tensor) -> Tensor:
         """What the last block returns -> logits (N, num_classes)."""

@@ -87,7 +87,12 @@ for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     if _pass != "conv2d_grad_input":
         _add(_pass, "direct", "direct", _direct, _few_channels)
     _add(_pass, "winograd", "winograd", _winograd, _large)
-for _name in ("batch_norm_train", "batch_norm_grad"):
+for _name in (
+    "batch_norm_train",
+    "batch_norm_grad",
+    "batch_norm_relu_train",
+    "batch_norm_relu_grad",
+):
     _add(_name, "simd", "norm", _rows, _many)
 for _name in ("relu", "relu_grad", "add_relu"):
     _add(_name, "simd", "elementwise", None, _many)

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, store
+from minires.kernels.cpu.simd import (
+    fill,
+    fmuladd,
+    lanes,
+    load,
+    positive,
+    store,
+    where_positive,
+)
 from minires.kernels.layout import from_rows, rows
 from minires.kernels.threads import num_threads
 
@@ -48,18 +56,19 @@ def _moments(x, R, C, shift, workers, L):
 
 
 @njit(cache=True, parallel=True)
-def _normalise(x, R, C, mean, scale, beta, y, workers, L):
-    """y = (x - mean) * scale + beta."""
+def _normalise(x, R, C, mean, scale, beta, relu, y, workers, L):
+    """y = (x - mean) * scale + beta, and its positive part if `relu`."""
     for worker in prange(workers):
         for r in range(worker * R // workers, (worker + 1) * R // workers):
             for c in range(0, C, L):
                 d = load(x, r * C + c) - load(mean, c)
-                store(y, r * C + c, fmuladd(d, load(scale, c), load(beta, c)))
+                value = fmuladd(d, load(scale, c), load(beta, c))
+                store(y, r * C + c, positive(value) if relu else value)
 
 
 @njit(cache=True, parallel=True)
-def _gradient_sums(gy, x, R, C, mean, workers, L):
-    """Per channel: sum of gy, and of gy * (x - mean), in float64."""
+def _gradient_sums(gy, x, y, R, C, mean, relu, workers, L):
+    """Per channel: sum of gy, and of gy * (x - mean), in float64; where y > 0 if `relu`."""
     sums = np.zeros((workers, 2, C))
     for worker in prange(workers):
         plain, centred = sums[worker, 0], sums[worker, 1]
@@ -71,6 +80,8 @@ def _gradient_sums(gy, x, R, C, mean, workers, L):
                 m, a, b = load(mean, c), fill(x, 0.0), fill(x, 0.0)
                 for r in range(block, stop):
                     g = load(gy, r * C + c)
+                    if relu:
+                        g = where_positive(load(y, r * C + c), g)
                     a = a + g
                     b = fmuladd(g, load(x, r * C + c) - m, b)
                 store(part, 0, a)
@@ -82,19 +93,21 @@ def _gradient_sums(gy, x, R, C, mean, workers, L):
 
 
 @njit(cache=True, parallel=True)
-def _input_gradient(gy, x, R, C, mean, scale, along, offset, gx, workers, L):
-    """gx = scale * gy - along * (x - mean) - offset."""
+def _input_gradient(gy, x, y, R, C, mean, scale, along, offset, relu, gx, workers, L):
+    """gx = scale * gy - along * (x - mean) - offset; gy where y > 0 if `relu`."""
     for worker in prange(workers):
         for r in range(worker * R // workers, (worker + 1) * R // workers):
             for c in range(0, C, L):
                 at = r * C + c
                 d = load(x, at) - load(mean, c)
-                g = load(gy, at) * load(scale, c) - load(offset, c)
+                g = load(gy, at)
+                if relu:
+                    g = where_positive(load(y, at), g)
+                g = g * load(scale, c) - load(offset, c)
                 store(gx, at, g - d * load(along, c))
 
 
-def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
-    """Statistics in one read, normalisation in one read and one write."""
+def _train(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[Any, Any, Any, Any]:
     flat, dtype = rows(x), x.dtype
     R, C = flat.shape
     shift = flat[:16].mean(axis=0)
@@ -103,26 +116,49 @@ def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, An
     mean, var = shift + total, np.maximum(square - total * total, 0.0)
     inv_std = (1.0 / np.sqrt(var + eps)).astype(dtype)
     scale = inv_std if gamma is None else gamma * inv_std
-    shifted = np.zeros(C, dtype) if beta is None else np.ascontiguousarray(beta)
+    offset = np.zeros(C, dtype) if beta is None else np.ascontiguousarray(beta)
     mean, var = mean.astype(dtype), var.astype(dtype)
     y = np.empty_like(flat)
-    _normalise(flat.reshape(-1), R, C, mean, scale, shifted, y.reshape(-1), workers, L)
+    _normalise(flat.reshape(-1), R, C, mean, scale, offset, relu, y.reshape(-1), workers, L)
     return from_rows(y, x.shape), mean, var, inv_std
+
+
+def _grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any, relu: bool
+) -> tuple[Any, Any, Any]:
+    dy, flat, out, dtype = rows(gy).reshape(-1), rows(x), rows(y).reshape(-1), x.dtype
+    R, C = flat.shape
+    workers, L = num_threads(), lanes(dtype)
+    mean = np.ascontiguousarray(mean)
+    sums = _gradient_sums(dy, flat.reshape(-1), out, R, C, mean, relu, workers, L)
+    gbeta, ggamma = sums[0], sums[1] * inv_std
+    scale = inv_std.astype(np.float64) if gamma is None else gamma * inv_std.astype(np.float64)
+    along, offset = (v.astype(dtype) for v in (scale * inv_std * ggamma / R, scale * gbeta / R))
+    gx = np.empty_like(flat)
+    _input_gradient(
+        dy, flat.reshape(-1), out, R, C, mean, scale.astype(dtype), along, offset, relu,
+        gx.reshape(-1), workers, L,
+    )  # fmt: skip
+    return from_rows(gx, x.shape), ggamma.astype(dtype), gbeta.astype(dtype)
+
+
+def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """Statistics in one read, normalisation in one read and one write."""
+    return _train(x, gamma, beta, eps, relu=False)
+
+
+def batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """The same with the ReLU in the second pass."""
+    return _train(x, gamma, beta, eps, relu=True)
 
 
 def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
     """Both sums in one read, the input gradient in one read and one write."""
-    dy, flat, dtype = rows(gy), rows(x), x.dtype
-    R, C = flat.shape
-    workers, L = num_threads(), lanes(dtype)
-    mean = np.ascontiguousarray(mean)
-    sums = _gradient_sums(dy.reshape(-1), flat.reshape(-1), R, C, mean, workers, L)
-    gbeta, ggamma = sums[0], sums[1] * inv_std
-    scale = inv_std.astype(np.float64) if gamma is None else gamma * inv_std.astype(np.float64)
-    along, offset = scale * inv_std * ggamma / R, scale * gbeta / R
-    gx = np.empty_like(flat)
-    _input_gradient(
-        dy.reshape(-1), flat.reshape(-1), R, C, mean, scale.astype(dtype), along.astype(dtype),
-        offset.astype(dtype), gx.reshape(-1), workers, L,
-    )  # fmt: skip
-    return from_rows(gx, x.shape), ggamma.astype(dtype), gbeta.astype(dtype)
+    return _grad(gy, x, x, gamma, mean, inv_std, relu=False)
+
+
+def batch_norm_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any]:
+    """The same with the ReLU's mask read off its output in both passes."""
+    return _grad(gy, x, y, gamma, mean, inv_std, relu=True)

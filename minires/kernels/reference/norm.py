@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.layout import from_rows, rows
+from minires.kernels.reference.activation import relu, relu_grad
 from minires.kernels.registry import register
 
 
@@ -80,3 +81,18 @@ def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tup
     dx -= gbeta / len(dy)
     dx *= inv_std if gamma is None else gamma * inv_std
     return from_rows(dx, x.shape), ggamma, gbeta
+
+
+@register("batch_norm_relu_train", name="numpy")
+def batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """max(batch norm, 0): the one after the other."""
+    y, mean, var, inv_std = batch_norm_train(x, gamma, beta, eps)
+    return relu(y), mean, var, inv_std
+
+
+@register("batch_norm_relu_grad", name="numpy")
+def batch_norm_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any]:
+    """The gradients of both: the ReLU's mask is read off its output y."""
+    return batch_norm_grad(relu_grad(gy, y), x, gamma, mean, inv_std)

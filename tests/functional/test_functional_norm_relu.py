@@ -1,0 +1,87 @@
+"""Batch norm with a ReLU behind it in one pass: the same as the one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minires as mr
+from minires import functional as F
+from minires import nn
+from minires.testing.compare import assert_close
+
+SHAPES = [(8, 3), (2, 3, 3, 2), (1, 2, 3, 5)]
+
+
+def apart(x: Any, *arguments: Any, **settings: Any) -> mr.Tensor:
+    return F.relu(F.batch_norm(x, *arguments, **settings))
+
+
+def statistics(C: int) -> tuple[mr.Tensor, mr.Tensor]:
+    return mr.Tensor(np.full(C, 0.25)), mr.Tensor(np.full(C, 1.5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_values_gradients_and_statistics(
+    shape: Any, affine: bool, training: bool, rng: np.random.Generator
+) -> None:
+    C = shape[1]
+    arrays = [rng.standard_normal(s) for s in (shape, (C,), (C,))][: 3 if affine else 1]
+    u, v = rng.standard_normal(shape), rng.standard_normal(shape)
+    results = []
+    for function in (F.batch_norm_relu, apart):
+        tensors = [mr.Tensor(a, requires_grad=True) for a in arrays]
+        mean, var = statistics(C)
+        y = function(tensors[0], mean, var, *tensors[1:], training=training, momentum=0.3)
+        upstream = mr.Tensor(u, requires_grad=True)
+        plain = mr.grad(y, tensors, u, retain_graph=True)
+        first = mr.grad(y, tensors, upstream, create_graph=True)
+        assert (y.numpy() == 0).any()
+        assert (y.numpy() > 0).any()
+        second = mr.grad((first[0] * v).sum(), [*tensors, upstream], create_graph=True,
+                         allow_unused=True)  # fmt: skip
+        total = sum((s * s).sum() for s in second if s is not None)
+        third = mr.grad(total, [*tensors, upstream], allow_unused=True)
+        results.append([y, mean, var, *plain, *first, *second, *third])
+    for actual, expected in zip(*results, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            scale = max(1.0, float(np.abs(expected.numpy()).max(initial=0)))
+            assert_close(actual, expected, rtol=1e-9, atol=1e-10 * scale)
+
+
+def test_the_refusals_are_those_of_batch_norm() -> None:
+    with pytest.raises(ValueError, match="batch_norm: training needs more than one value"):
+        F.batch_norm_relu(np.ones((1, 3)), None, None)
+    with pytest.raises(ValueError, match="give weight and bias both, or neither"):
+        F.batch_norm_relu(np.ones((2, 3)), None, None, weight=np.ones(3))
+
+
+def test_a_changed_output_is_noticed() -> None:
+    """Its backward reads the mask off the output."""
+    x = mr.Tensor(np.array([[1.0], [2.0], [4.0]]), requires_grad=True)
+    y = F.batch_norm_relu(x, None, None)
+    y.numpy()[...] = 1
+    with pytest.raises(RuntimeError, match=r"'y' .* changed in place"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_layer_s_fused_relu(training: bool, rng: np.random.Generator) -> None:
+    x = mr.Tensor(rng.standard_normal((4, 2, 3, 3)).astype(np.float32))
+    fused, plain = nn.BatchNorm2d(2).train(training), nn.BatchNorm2d(2).train(training)
+    expected = F.relu(plain(x))
+    assert_close(fused.relu(x), expected)
+    for name, tensor in plain.state_dict().items():
+        assert_close(fused.state_dict()[name], tensor, name=name)
+    seen = []
+    handle = fused.register_forward_hook(lambda m, a, y: seen.append((y < 0).sum().item()))
+    fused.relu(x)
+    assert seen[0] > 0  # who listens to the layer sees what the layer computes
+    handle.remove()
+    fused.relu(x)
+    assert len(seen) == 1
