@@ -9,6 +9,7 @@ from minires.autograd.tape import (  # isort: skip - the tape comes first, Tenso
     set_grad_enabled,
 )
 from minires.autograd.backward import grad
+from minires.autograd.convert import tensor
 from minires.autograd.elementwise import (
     as_tensor,
     clip,
@@ -23,6 +24,7 @@ from minires.autograd.elementwise import (
     where,
 )
 from minires.autograd.linalg import matmul
+from minires.autograd.parameter import Parameter
 from minires.autograd.reductions import normalise_axes
 from minires.autograd.shaping import broadcast_to, concatenate, flatten, pad_axes, stack
-from minires.autograd.tensor import Parameter, Tensor, tensor
+from minires.autograd.tensor import Tensor

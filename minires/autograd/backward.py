@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import heapq
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from minires.autograd.hooks import Hooks
 from minires.autograd.tape import Function, describe, enable_grad, no_grad
 from minires.autograd.tensor import Tensor
 
@@ -43,7 +44,7 @@ class _Pending:
             np.add(self.value._data, value._data, out=value._data)
             self.value, self.owned = value, True
         else:
-            self.value = Tensor._wrap(self.value._data + value._data)
+            self.value = Tensor._wrap(np.asarray(self.value._data + value._data))
             self.owned = True
 
     def own(self) -> Tensor:
@@ -55,11 +56,12 @@ class _Walk:
     """One backward pass."""
 
     def __init__(
-        self, retain_graph: bool, create_graph: bool, wanted: Collection[Key] = ()
+        self, retain_graph: bool, create_graph: bool, wanted: Collection[Key] | None = None
     ) -> None:
         self.retain_graph = retain_graph
         self.create_graph = create_graph
-        self.wanted = wanted
+        self.wanted = wanted or ()
+        self.fills_grad = wanted is None  # backward() writes into `.grad`, grad() must not
         self.pending: dict[Key, _Pending] = {}
         self.leaves: dict[int, Tensor] = {}
         self.found: dict[Key, _Pending] = {}
@@ -91,7 +93,7 @@ class _Walk:
                 self.visit(node)
             for leaf in self.leaves.values():
                 pending = self.pending.pop((id(leaf), 0))
-                _apply_hooks(leaf._hooks, pending, leaf.shape)
+                _apply_hooks(leaf._hooks, pending, leaf.shape, leaf.dtype)
                 self.found[(id(leaf), 0)] = pending
 
     def visit(self, node: Function) -> None:
@@ -102,7 +104,9 @@ class _Walk:
                 gradients.append(Tensor._wrap(np.zeros(shape, dtype)))
                 continue
             if node.hooks is not None:
-                _apply_hooks(node.hooks.get(index), pending, shape)
+                _apply_hooks(node.hooks.get(index), pending, shape, dtype)
+            if node.retained is not None and self.fills_grad:
+                _retain(node.retained.get(index), pending.value)
             if (id(node), index) in self.wanted:
                 self.found[(id(node), index)] = pending
                 pending.owned = False
@@ -132,15 +136,23 @@ class _Walk:
                     f"{position} of shape {shape}"
                 )
             if result._data.dtype != dtype:
+                if dtype.kind != "f":
+                    raise TypeError(
+                        f"{node.name}: input {position} is {dtype} and cannot have a gradient; "
+                        "requires_grad is for floating-point tensors"
+                    )
                 result = result.astype(dtype)
             self.receive(edge, result, _is_fresh(result._data, gradients, results, position, node))
         if not self.retain_graph:
             node.release()
 
+
 def _is_fresh(
     array: Any, gradients: list[Tensor], results: tuple[Any, ...], position: int, node: Function
 ) -> bool:
-    """Whether backward made this array for this input alone."""
+    """Whether backward made this array for this input alone, so that it may be added into."""
+    if not node.of_engine:  # it may hand out an array that it keeps
+        return False
     for gradient in gradients:
         if array is gradient._data or _overlap(array, gradient._data):
             return False
@@ -159,8 +171,8 @@ def _overlap(a: Any, b: Any) -> bool:
     return bool(np.may_share_memory(a, b))
 
 
-def _apply_hooks(hooks: Iterable[Any] | None, pending: _Pending, shape: Any) -> None:
-    for hook in tuple(hooks or ()):
+def _apply_hooks(hooks: Hooks | None, pending: _Pending, shape: Any, dtype: Any) -> None:
+    for hook in tuple(hooks.values()) if hooks else ():
         pending.owned = False  # the hook may keep what it is shown
         replacement = hook(pending.value)
         if replacement is None:
@@ -170,7 +182,7 @@ def _apply_hooks(hooks: Iterable[Any] | None, pending: _Pending, shape: Any) -> 
                 f"hook: expected None or a Tensor of shape {tuple(shape)}, got "
                 f"{describe(replacement) if isinstance(replacement, Tensor) else replacement!r}"
             )
-        pending.value = replacement
+        pending.value = replacement.astype(dtype)
 
 
 def _seed(output: Tensor, gradient: Any, what: str) -> Tensor:
@@ -240,6 +252,8 @@ def grad(
         raise ValueError(f"grad: {len(outputs)} outputs but {len(grad_outputs)} grad_outputs")
     keys: list[Key] = []
     for position, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"grad: input {position} is no Tensor but {type(tensor).__name__}")
         edge = tensor._edge()
         if edge is None:
             raise RuntimeError(f"grad: input {position} does not require gradients")
@@ -301,13 +315,11 @@ def _leads_to(wanted: Collection[Key], edge: Any, useful: set[int]) -> bool:
     return (id(node), index) in wanted or id(node) in useful
 
 
-def retain(tensor: Tensor) -> None:
-    """Make backward store the gradient of an intermediate tensor in its `.grad`."""
-    reference = weakref.ref(tensor)
+def _retain(reference: weakref.ref[Tensor] | None, gradient: Tensor) -> None:
+    """Accumulate into the `.grad` of an intermediate tensor that asked for it, if it still lives.
 
-    def store(gradient: Tensor) -> None:
-        kept = reference()
-        if kept is not None:
-            kept.grad = gradient.clone() if kept.grad is None else kept.grad + gradient
-
-    tensor.register_hook(store)
+    After its hooks, whenever they were registered.
+    """
+    tensor = reference() if reference is not None else None
+    if tensor is not None:
+        tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient

@@ -5,20 +5,26 @@ The gradient of a broadcast input is summed over the axes it was broadcast along
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
-from minires.autograd.tape import Function
+from minires.autograd.tape import Function, is_grad_enabled
 from minires.autograd.tensor import Scalar, Tensor
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """`value` as a Tensor. A Python number takes the dtype of `like`, as in NumPy."""
+    """`value` as a Tensor. Python numbers, and lists of them, take the dtype of `like`."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and isinstance(value, int | float) and like._data.dtype.kind == "f":
-        return Tensor._wrap(np.asarray(value, like._data.dtype))
+    if like is not None:
+        dtype = like._data.dtype
+        if isinstance(value, int | float):
+            if dtype.kind == "f" or (dtype.kind in "iu" and isinstance(value, int)):
+                return Tensor._wrap(np.asarray(value, dtype))
+        elif isinstance(value, list | tuple) and dtype.kind == "f":
+            return Tensor(value, dtype=dtype)
     if isinstance(value, np.ndarray | np.generic | int | float | list | tuple):
         return Tensor(value)
     raise TypeError(f"expected a Tensor, an array or a number, got {type(value).__name__}")
@@ -113,20 +119,21 @@ class Div(_Binary):
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.saved.a, self.saved.b
         ga = sum_to(gy / b, self.a_shape) if self.needs[0] else None
-        gb = sum_to(-gy * a / (b * b), self.b_shape) if self.needs[1] else None
+        gb = sum_to(-gy * (a / b) / b, self.b_shape) if self.needs[1] else None
         return ga, gb
 
 
 class Maximum(_Binary):
     """The larger of two; where they tie, each side gets half of the gradient."""
 
-    sign = 1.0
+    choose: ClassVar[Any] = np.maximum
+    wins: ClassVar[Any] = np.greater
 
     def compute(self, a: Any, b: Any) -> Any:
-        difference = self.sign * (a - b)
-        share = (difference > 0) + 0.5 * (difference == 0)
-        self.save(share=share.astype(difference.dtype))
-        return np.asarray(np.maximum(a, b) if self.sign > 0 else np.minimum(a, b))
+        y = np.asarray(self.choose(a, b))
+        share = self.wins(a, b) + 0.5 * (a == b)
+        self.save(share=share.astype(y.dtype))
+        return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         share = self.saved.share
@@ -136,7 +143,7 @@ class Maximum(_Binary):
 class Minimum(Maximum):
     """The smaller of two; where they tie, each side gets half of the gradient."""
 
-    sign = -1.0
+    choose, wins = np.minimum, np.less
 
 
 class Pow(Function):
@@ -165,7 +172,9 @@ class PowTensor(_Binary):
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.saved.a, self.saved.b
         ga = sum_to(gy * b * pow(a, b - 1.0), self.a_shape) if self.needs[0] else None
-        gb = sum_to(gy * pow(a, b) * log(a), self.b_shape) if self.needs[1] else None
+        gb = None
+        if self.needs[1]:  # the logarithm in the precision of the result
+            gb = sum_to(gy * pow(a, b) * log(a.astype(gy.dtype)), self.b_shape)
         return ga, gb
 
 
@@ -218,10 +227,11 @@ class Tanh(Function):
 
 
 class Sigmoid(Function):
-    """1 / (1 + exp(-x)), through tanh so that no exponential overflows."""
+    """1 / (1 + exp(-x)), with exp(-|x|) so that nothing overflows and no digits are lost."""
 
     def forward(self, x: Any) -> Any:
-        y = np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
+        e = np.exp(-np.abs(x))
+        y = np.asarray(np.where(x >= 0, 1, e) / (1 + e))
         self.save(y=y)
         return y
 
@@ -268,11 +278,26 @@ class Where(Function):
         self.a_shape, self.b_shape = a.shape, b.shape
         return np.where(self.condition, a, b)
 
-    def backward(self, gy: Tensor) -> tuple[Tensor, Tensor]:
-        zero = Tensor._wrap(np.zeros((), gy.dtype))
-        ga = Where(self.condition)(gy, zero)
-        gb = Where(self.condition)(zero, gy)
-        return sum_to(ga, self.a_shape), sum_to(gb, self.b_shape)
+    def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        zero, condition = Tensor._wrap(np.zeros((), gy.dtype)), self.condition
+        ga = sum_to(Where(condition)(gy, zero), self.a_shape) if self.needs[0] else None
+        gb = sum_to(Where(condition)(zero, gy), self.b_shape) if self.needs[1] else None
+        return ga, gb
+
+
+def in_place(ufunc: Any, recorded: Callable[..., Tensor], a: Tensor, b: Any) -> Tensor:
+    """`a += b` and its like: changes a's values, or is a new tensor where it must be recorded.
+
+    Raises RuntimeError for a leaf that requires gradients, unless inside no_grad().
+    """
+    if a.is_leaf:
+        a.refuse_in_place(f"in-place {ufunc.__name__}")
+    other = as_tensor(b, a)
+    if is_grad_enabled() and (a.requires_grad or other.requires_grad):
+        return recorded(a, other)
+    ufunc(a._data, other._data, out=a._data)
+    a._buffer.version += 1
+    return a
 
 
 def add(a: Any, b: Any) -> Tensor:
@@ -298,7 +323,7 @@ def div(a: Any, b: Any) -> Tensor:
 def pow(a: Any, b: Any) -> Tensor:
     """a**b, for a number or a tensor b."""
     if isinstance(a, Tensor) and isinstance(b, int | float):
-        return Pow(b)(a)
+        return Pow(float(b) if isinstance(b, float) else int(b))(a)  # NumPy's float64 is a float
     return PowTensor()(*_pair(a, b))
 
 
@@ -317,7 +342,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     mask = condition._data if isinstance(condition, Tensor) else np.asarray(condition)
     if mask.dtype != np.bool_:
         raise TypeError(f"where: the condition must be boolean, got {mask.dtype}")
-    return Where(mask)(*_pair(a, b))
+    return Where(mask.copy())(*_pair(a, b))  # a copy: the caller's may change before backward
 
 
 def neg(x: Tensor) -> Tensor:

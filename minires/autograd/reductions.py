@@ -58,7 +58,7 @@ class Extreme(Function):
             raise ValueError(f"{operation}: no element along axis {self.axis} of shape {x.shape}")
         self.kept, self.shape = _kept(x.shape, axes), x.shape
         y = np.asarray(getattr(x, operation)(axis=axes, keepdims=True))
-        tied = (x == y).astype(x.dtype)
+        tied = ((x == y) | (x != x)).astype(x.dtype)  # where there is NaN, NaN is the extreme
         self.save(share=tied / tied.sum(axis=axes, keepdims=True))
         return y if self.keepdims else y.squeeze(axes)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from minires.autograd.convert import kept_index, plain_index
 from minires.autograd.elementwise import as_tensor, sum_to
 from minires.autograd.tape import Function
-from minires.autograd.tensor import Tensor, _plain_index
+from minires.autograd.tensor import Tensor
 
 
 class Reshape(Function):
@@ -218,6 +219,8 @@ def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
     target = tuple(shape)
     if -1 in target:
         missing = len(target) - x.ndim
+        if missing < 0 or -1 in target[:missing]:
+            raise ValueError(f"broadcast_to: {x.shape} has no size to keep for each -1 in {target}")
         target = tuple(x.shape[i - missing] if n == -1 else n for i, n in enumerate(target))
     return BroadcastTo(target)(x)
 
@@ -245,7 +248,7 @@ def unsqueeze(x: Any, axis: int) -> Tensor:
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index] for NumPy's basic and advanced indices; Tensors may serve as indices."""
     try:
-        return GetItem(_plain_index(index))(x)
+        return GetItem(kept_index(plain_index(index)))(x)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
 
@@ -255,6 +258,11 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     parts = [as_tensor(t) for t in tensors]
     if not parts:
         raise ValueError("concatenate: needs at least one tensor")
+    for part in parts:
+        if not -part.ndim <= axis < part.ndim:
+            raise ValueError(
+                f"concatenate: axis {axis} is out of range for {part.ndim} dimensions"
+            )
     return Concatenate(axis)(*parts)
 
 

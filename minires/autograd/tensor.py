@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from minires.autograd.buffer import Buffer, Saved
+from minires.autograd.hooks import Handle, Hooks
 from minires.autograd.tape import Function, describe, is_grad_enabled
 
 Scalar = int | float | bool
@@ -35,19 +37,20 @@ class Tensor:
     requires_grad: bool
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
-        array = _as_array(data, dtype)
+        array = convert.as_array(data, dtype)
         if requires_grad and array.dtype.kind != "f":
             raise TypeError(
                 f"Tensor: only floating-point tensors can require gradients, got {array.dtype}; "
                 "pass dtype=np.float32"
             )
         self._data = array
-        self._buffer = Buffer(array, exposed=True)
+        shared = isinstance(data, Tensor) and array is data._data
+        self._buffer = data._buffer if shared else Buffer(array, exposed=True)
         self.requires_grad = bool(requires_grad)
         self.grad = None
         self._node: Function | None = None
         self._index = 0
-        self._hooks: list[Callable[[Tensor], Tensor | None]] | None = None
+        self._hooks: Hooks | None = None
 
     @classmethod
     def _wrap(
@@ -90,7 +93,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
-        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        array = convert.as_array(value)
         if array is self._data:  # `p.data -= ...` assigns the array it has just changed
             self._buffer.version += 1
             return
@@ -102,7 +105,7 @@ class Tensor:
         if self.requires_grad and array.dtype.kind != "f":
             raise TypeError(f"data: this tensor requires gradients, got dtype {array.dtype}")
         self._data = array
-        self._buffer = Buffer(array, exposed=True)
+        self._buffer = value._buffer if isinstance(value, Tensor) else Buffer(array, exposed=True)
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array, sharing memory with this tensor."""
@@ -122,18 +125,19 @@ class Tensor:
 
     def copy_(self, source: Any) -> Tensor:
         """Overwrite the values with `source`'s (broadcast and cast); returns self."""
-        self._refuse_in_place("copy_")
+        self.refuse_in_place("copy_")
         array = source._data if isinstance(source, Tensor) else np.asarray(source)
         self._data[...] = array
         self._buffer.version += 1
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._refuse_in_place("item assignment")
-        self._data[_plain_index(index)] = value._data if isinstance(value, Tensor) else value
+        self.refuse_in_place("item assignment")
+        self._data[convert.plain_index(index)] = value._data if isinstance(value, Tensor) else value
         self._buffer.version += 1
 
-    def _refuse_in_place(self, what: str) -> None:
+    def refuse_in_place(self, what: str) -> None:
+        """Raise RuntimeError if a change of the values would have to be recorded."""
         if self.requires_grad and is_grad_enabled():
             raise RuntimeError(
                 f"{what}: this tensor requires gradients and in-place changes are not recorded; "
@@ -196,6 +200,9 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
     def __repr__(self) -> str:
         body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(")
         parts = [f"tensor({body}"]
@@ -229,28 +236,30 @@ class Tensor:
         """
         backward.backward([self], [gradient], retain_graph, create_graph)
 
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call `hook(gradient)` when this tensor's gradient is complete; a result replaces it.
 
-        The hook must not change the gradient in place. Returns a function that removes the hook.
+        The hook must not change the gradient in place. `handle.remove()` of what is returned
+        removes the hook.
         """
         if not self.requires_grad:
             raise RuntimeError("register_hook: this tensor does not require gradients")
         if self._node is None:
-            hooks = self._hooks = self._hooks if self._hooks is not None else []
+            hooks = self._hooks = self._hooks if self._hooks is not None else {}
         else:
             if self._node.hooks is None:
                 self._node.hooks = {}
-            hooks = self._node.hooks.setdefault(self._index, [])
-        hooks.append(hook)
-        return lambda: hooks.remove(hook) if hook in hooks else None
+            hooks = self._node.hooks.setdefault(self._index, {})
+        return Handle(hooks, hook)
 
     def retain_grad(self) -> None:
         """Keep this tensor's gradient in `.grad` although it is not a leaf."""
         if not self.requires_grad:
             raise RuntimeError("retain_grad: this tensor does not require gradients")
         if self._node is not None:
-            backward.retain(self)
+            if self._node.retained is None:
+                self._node.retained = {}
+            self._node.retained[self._index] = weakref.ref(self)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set `requires_grad` of a leaf; returns self."""
@@ -272,6 +281,19 @@ class Tensor:
     def clone(self) -> Tensor:
         """A copy, differentiable."""
         return shaping.Clone()(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copy.deepcopy and pickle: values, gradient and `requires_grad`, without hooks."""
+        if self._node is not None:
+            raise RuntimeError(
+                "only leaves can be copied or pickled: this tensor is part of a graph; detach() it"
+            )
+        return convert.rebuilt, (type(self), self._data, self.requires_grad, self.grad)
+
+    def __copy__(self) -> Tensor:
+        copied = convert.rebuilt(*self.__reduce__()[1])
+        copied._buffer = self._buffer
+        return copied
 
     # -- dtype and device --------------------------------------------------------------------
 
@@ -332,6 +354,18 @@ class Tensor:
 
     def __rpow__(self, other: Any) -> Tensor:
         return elementwise.pow(other, self)
+
+    def __iadd__(self, other: Any) -> Tensor:  # inside no_grad() in place, as in PyTorch
+        return elementwise.in_place(np.add, elementwise.add, self, other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return elementwise.in_place(np.subtract, elementwise.sub, self, other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return elementwise.in_place(np.multiply, elementwise.mul, self, other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return elementwise.in_place(np.divide, elementwise.div, self, other)
 
     def __neg__(self) -> Tensor:
         return elementwise.neg(self)
@@ -423,7 +457,7 @@ class Tensor:
         return linalg.matmul(self, other)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
-        return shaping.reshape(self, _varargs(shape))
+        return shaping.reshape(self, convert.varargs(shape))
 
     view = reshape
 
@@ -435,7 +469,7 @@ class Tensor:
         return shaping.transpose(self, *axes)
 
     def permute(self, *axes: int | Sequence[int]) -> Tensor:
-        return shaping.permute(self, _varargs(axes))
+        return shaping.permute(self, convert.varargs(axes))
 
     @property
     def T(self) -> Tensor:
@@ -448,65 +482,18 @@ class Tensor:
         return shaping.unsqueeze(self, axis)
 
     def expand(self, *shape: int | Sequence[int]) -> Tensor:
-        return shaping.broadcast_to(self, _varargs(shape))
+        return shaping.broadcast_to(self, convert.varargs(shape))
 
     def __getitem__(self, index: Any) -> Tensor:
         return shaping.getitem(self, index)
 
 
-class Parameter(Tensor):
-    """A tensor that a Module owns and an optimiser changes: holds a copy of `data`."""
-
-    __slots__ = ()
-
-    def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        super().__init__(np.array(_as_array(data, None)), requires_grad=requires_grad)
-        self._buffer.exposed = False  # the copy is ours: nobody holds it until `.data` is read
-
-    def __repr__(self) -> str:
-        return f"Parameter containing:\n{super().__repr__()}"
-
-
-def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """A Tensor holding a copy of `data` (`Tensor(...)` shares a NumPy array instead)."""
-    source = data._data if isinstance(data, Tensor) else data
-    return Tensor(np.array(_as_array(source, dtype)), requires_grad)
-
-
-def _as_array(data: Any, dtype: Any) -> Any:
-    if isinstance(data, Tensor):
-        data = data._data
-    if isinstance(data, np.ndarray | np.generic):
-        array = np.asarray(data)
-    else:
-        if isinstance(data, list | tuple) and any(isinstance(d, Tensor) for d in data):
-            raise TypeError("Tensor: cannot hold a sequence of Tensors; use mr.stack(tensors)")
-        try:
-            array = np.asarray(data)
-        except ValueError as error:
-            raise ValueError(f"Tensor: rows of unequal length make no array: {error}") from None
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"Tensor: needs numbers, got {type(data).__name__} of dtype {array.dtype}")
-    return array if dtype is None else array.astype(dtype, copy=False)
-
-
-def _plain_index(index: Any) -> Any:
-    """An index with Tensors replaced by their arrays."""
-    if isinstance(index, Tensor):
-        return index._data
-    if isinstance(index, tuple):
-        return tuple(_plain_index(i) for i in index)
-    return index
-
-
-def _varargs(values: tuple[Any, ...]) -> tuple[int, ...]:
-    """`f(2, 3)` and `f((2, 3))` mean the same."""
-    if len(values) == 1 and not isinstance(values[0], int | np.integer):
-        return tuple(values[0])
-    return values
-
-
 # The operators above are defined in terms of these modules, which in turn need Tensor.
-from minires.autograd import backward, elementwise, linalg, reductions, shaping  # noqa: E402
+from minires.autograd import (  # noqa: E402
+    backward,
+    convert,
+    elementwise,
+    linalg,
+    reductions,
+    shaping,
+)

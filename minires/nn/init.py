@@ -54,15 +54,27 @@ def constant_(tensor: Tensor, value: float) -> Tensor:
     return tensor
 
 
-def kaiming_normal_(tensor: Tensor, mode: str = "fan_in") -> Tensor:
-    """N(0, 2 / fan): He et al. (2015), "Delving Deep into Rectifiers", equation 10 (fan_in) or 14.
+def kaiming_normal_(
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """N(0, gain^2 / fan), in place, as torch.nn.init.kaiming_normal_.
 
-    Raises ValueError unless mode is "fan_in" or "fan_out".
+    He et al. (2015), "Delving Deep into Rectifiers", equation 10 (fan_in) or 14 (fan_out).
+    nonlinearity: "relu" (gain^2 = 2), "leaky_relu" with slope `a` (2 / (1 + a^2)), "linear" (1).
+
+    Raises ValueError for another mode or nonlinearity.
     """
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"kaiming_normal_: mode is 'fan_in' or 'fan_out', got {mode!r}")
+    squared_gains = {"relu": 2.0, "leaky_relu": 2.0 / (1.0 + a * a), "linear": 1.0}
+    if nonlinearity not in squared_gains:
+        raise ValueError(
+            f"kaiming_normal_: nonlinearity is one of {', '.join(squared_gains)}, got "
+            f"{nonlinearity!r}"
+        )
     fan_in, fan_out = fan(tensor.shape)
-    return normal_(tensor, std=math.sqrt(2.0 / (fan_in if mode == "fan_in" else fan_out)))
+    count = fan_in if mode == "fan_in" else fan_out
+    return normal_(tensor, std=math.sqrt(squared_gains[nonlinearity] / count))
 
 
 def _fill(tensor: Tensor, values: np.ndarray) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minires import functional as F
 from minires.autograd import Parameter, Tensor
+from minires.functional.conv import NAMED_PADDING
 from minires.kernels.geometry import pair
 from minires.nn import init
 from minires.nn.module import Module
@@ -53,6 +55,12 @@ class Conv2d(Module):
         self.kernel_size = pair(kernel_size, "kernel_size", "Conv2d", 1)
         self.stride = pair(stride, "stride", "Conv2d", 1)
         if isinstance(padding, str):
+            if padding not in NAMED_PADDING:
+                raise ValueError(
+                    f"Conv2d: padding is an integer, two, 'same' or 'valid', got {padding!r}"
+                )
+            if padding == "same" and self.stride != (1, 1):
+                raise ValueError(f"Conv2d: padding='same' needs stride 1, got {stride!r}")
             self.padding: Any = padding
         else:
             self.padding = pair(padding, "padding", "Conv2d", 0)
@@ -138,9 +146,16 @@ class BatchNorm2d(Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked._data[...] += 1
-        return F.batch_norm(
+        return self._normalise(F.batch_norm, x)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """relu(self(x)) in one pass; in two if somebody listens to this layer's own output."""
+        if self._forward_hooks or self._forward_pre_hooks:
+            return F.relu(self(x))
+        return self._normalise(F.batch_norm_relu, x)
+
+    def _normalise(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        y = function(
             x,
             self.running_mean,
             self.running_var,
@@ -150,6 +165,9 @@ class BatchNorm2d(Module):
             self.momentum,
             self.eps,
         )
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked._data[...] += 1
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from minires._names import nearest
 from minires.autograd import Parameter, Tensor
+from minires.autograd.hooks import Handle
 from minires.kernels.geometry import shape_text
 
 
@@ -34,8 +35,8 @@ class Module:
         object.__setattr__(self, "_parameters", {})
         object.__setattr__(self, "_buffers", {})
         object.__setattr__(self, "_modules", {})
-        object.__setattr__(self, "_forward_hooks", [])
-        object.__setattr__(self, "_forward_pre_hooks", [])
+        object.__setattr__(self, "_forward_hooks", {})
+        object.__setattr__(self, "_forward_pre_hooks", {})
         object.__setattr__(self, "training", True)
 
     # -- registration ------------------------------------------------------------------------
@@ -47,18 +48,19 @@ class Module:
             self.register_parameter(name, value)
         elif isinstance(value, Module):
             self.add_module(name, value)
-        elif name in self._parameters and value is None:
-            self._parameters[name] = None
-        elif name in self._parameters:
-            raise TypeError(
-                f"{type(self).__name__}.{name} is a parameter; assign a Parameter or None, got "
-                f"{type(value).__name__}"
-            )
-        elif name in self._buffers and (value is None or isinstance(value, Tensor)):
+        elif name in self._buffers and isinstance(value, Tensor):
             self._buffers[name] = value
-        elif name in self._modules and value is None:
-            self._modules[name] = None
         else:
+            tables = (self._parameters, self._buffers, self._modules)
+            for table, kind in zip(tables, ("Parameter", "Tensor", "Module"), strict=True):
+                if name in table and value is not None:
+                    raise TypeError(
+                        f"{type(self).__name__}.{name} holds a {kind}; assign a {kind} or None, "
+                        f"got {type(value).__name__}"
+                    )
+                if name in table:
+                    table[name] = None
+                    return
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -78,29 +80,40 @@ class Module:
                 return
         object.__delattr__(self, name)
 
-    def _claim(self, name: str, table: dict[str, Any]) -> None:
-        """Make `name` free for `table`. Raises ValueError for a name that cannot be a key."""
+    def _register(self, name: str, value: Any, kind: type, table: dict[str, Any]) -> None:
+        """Put a value into a table, under a name that no other table and no attribute keeps.
+
+        Raises TypeError for another kind of value, ValueError for a name that cannot be a key.
+        """
+        if not (value is None or isinstance(value, kind)):
+            raise TypeError(
+                f"{type(self).__name__}.{name}: expected a {kind.__name__} or None, got "
+                f"{type(value).__name__}"
+            )
         if not name or "." in name:
             raise ValueError(f"{type(self).__name__}: {name!r} cannot name a sub-module or tensor")
+        if hasattr(type(self), name):
+            raise ValueError(
+                f"{type(self).__name__}: {name!r} is an attribute of the class, which would hide "
+                "the sub-module or tensor; choose another name"
+            )
         self.__dict__.pop(name, None)
         for other in (self._parameters, self._buffers, self._modules):
             if other is not table:
                 other.pop(name, None)
+        table[name] = value
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter; None keeps the name without a tensor."""
-        self._claim(name, self._parameters)
-        self._parameters[name] = parameter
+        self._register(name, parameter, Parameter, self._parameters)
 
     def register_buffer(self, name: str, tensor: Tensor | None) -> None:
         """Add a tensor that is part of the state but not trained, as running statistics are."""
-        self._claim(name, self._buffers)
-        self._buffers[name] = tensor
+        self._register(name, tensor, Tensor, self._buffers)
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a sub-module under a name."""
-        self._claim(name, self._modules)
-        self._modules[name] = module
+        self._register(name, module, Module, self._modules)
 
     # -- calling -----------------------------------------------------------------------------
 
@@ -108,30 +121,27 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for hook in tuple(self._forward_pre_hooks):
+        for hook in tuple(self._forward_pre_hooks.values()):
             changed = hook(self, args)
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
         output = self.forward(*args, **kwargs)
-        for hook in tuple(self._forward_hooks):
+        for hook in tuple(self._forward_hooks.values()):
             changed = hook(self, args, output)
             if changed is not None:
                 output = changed
         return output
 
-    def register_forward_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Handle:
         """Call `hook(module, args, output)` after forward; a result replaces the output.
 
-        Returns a function that removes the hook.
+        `handle.remove()` of what is returned removes the hook.
         """
-        self._forward_hooks.append(hook)
-        return lambda: self._forward_hooks.remove(hook) if hook in self._forward_hooks else None
+        return Handle(self._forward_hooks, hook)
 
-    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Handle:
         """Call `hook(module, args)` before forward; a result replaces the arguments."""
-        hooks = self._forward_pre_hooks
-        hooks.append(hook)
-        return lambda: hooks.remove(hook) if hook in hooks else None
+        return Handle(self._forward_pre_hooks, hook)
 
     # -- walking the tree --------------------------------------------------------------------
 
@@ -207,21 +217,25 @@ class Module:
 
     # -- state -------------------------------------------------------------------------------
 
-    def state_dict(self) -> OrderedDict[str, Tensor]:
-        """Parameters and buffers by full name, in PyTorch's order, sharing memory."""
+    def state_dict(self, prefix: str = "") -> OrderedDict[str, Tensor]:
+        """Parameters and buffers by full name, in PyTorch's order, sharing memory.
+
+        What several names share is there under each of them. prefix: put before every name.
+        """
         state: OrderedDict[str, Tensor] = OrderedDict()
-        for prefix, module in self.named_modules():
-            for table in (module._parameters, module._buffers):
-                for name, tensor in table.items():
-                    if tensor is not None:
-                        state[f"{prefix}.{name}" if prefix else name] = tensor.detach()
+        for table in (self._parameters, self._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    state[prefix + name] = tensor.detach()
+        for name, module in self.named_children():
+            state.update(module.state_dict(f"{prefix}{name}."))
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy values (Tensors or arrays) into the parameters and buffers of the same names.
 
-        Checked before anything is changed: raises ValueError that lists every wrong shape and,
-        if `strict`, every missing and unexpected name.
+        Checked before anything is changed: raises ValueError that lists every wrong shape or type
+        and, if `strict`, every missing and unexpected name.
         """
         own = self.state_dict()
         missing = [name for name in own if name not in state]
@@ -231,7 +245,9 @@ class Module:
         for name, target in own.items():
             if name in state:
                 array = arrays[name] = np.asarray(state[name])
-                if array.shape != target.shape:
+                if array.dtype.kind not in "fiub":
+                    problems.append(f"{name}: expected numbers, got {array.dtype}")
+                elif array.shape != target.shape:
                     shapes = shape_text(target.shape), shape_text(array.shape)
                     problems.append("{}: expected {}, got {}".format(name, *shapes))
         if strict and missing:
@@ -239,8 +255,6 @@ class Module:
         if strict and unexpected:
             problems.append(f"unexpected: {', '.join(unexpected)}")
         if problems:
-            if len(problems) > 20:
-                problems[20:] = [f"and {len(problems) - 20} more"]
             listed = "\n  ".join(problems)
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit:\n  {listed}")
         for name, array in arrays.items():
@@ -249,8 +263,9 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Training behaviour (batch statistics, dropout) here and below; returns self."""
-        for module in self.modules():
-            object.__setattr__(module, "training", bool(mode))
+        self.training = bool(mode)
+        for module in self.children():
+            module.train(mode)
         return self
 
     def eval(self) -> Self:
@@ -269,12 +284,20 @@ class Module:
         return self
 
     def to(self, target: Any) -> Self:
-        """Move to a device or convert floating-point tensors to a dtype, in place; returns self."""
-        for module in self.modules():
-            for table in (module._parameters, module._buffers):
-                for tensor in table.values():
-                    if tensor is not None and tensor.dtype.kind == "f":
-                        tensor.data = tensor.detach().to(target)
+        """Move to a device or convert floating-point tensors to a dtype, in place; returns self.
+
+        Gradients are converted too. Raises TypeError for a dtype that is not floating point.
+        """
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.dtype.kind == "f":
+                converted = tensor.detach().to(target)
+                if converted.dtype.kind != "f":
+                    raise TypeError(f"to: modules are of floating point, got {converted.dtype}")
+                if converted.dtype == tensor.dtype:
+                    continue
+                tensor.data = converted
+                if tensor.grad is not None:
+                    tensor.grad = tensor.grad.detach().to(target)
         return self
 
     def float(self) -> Self:
@@ -362,5 +385,6 @@ class ModuleList(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
-    def __getitem__(self, index: int) -> Module:
-        return list(self._modules.values())[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        modules = list(self._modules.values())
+        return type(self)(modules[index]) if isinstance(index, slice) else modules[index]
