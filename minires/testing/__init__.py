@@ -1,0 +1,26 @@
+"""Testing gradients and kernels: public, and what minires itself is tested with.
+
+    gradcheck(fn, inputs)             is this gradient right, and if not, where and why?
+    gradgradcheck(fn, inputs)         the same for gradients of gradients
+    assert_gradients(fn, inputs)      both, in one line of a test
+    step_curve(fn, inputs)            the error against the step: the V
+    check_conv_adjoints(geometry)     exact identities, at full layer size
+    check_kernel("conv2d", "mine")    a kernel against the reference, on shapes that break kernels
+    check_all()                       gradcheck over every operation and layer there is
+    assert_close(actual, expected)    the one comparison of arrays
+"""
+
+from minires.testing.adjoint import (
+    AdjointResult,
+    check_adaptive_pool_adjoint,
+    check_adjoint,
+    check_conv_adjoints,
+    check_pool_adjoints,
+)
+from minires.testing.cases import Case, OperationResult, check_all
+from minires.testing.compare import assert_close
+from minires.testing.curve import StepCurve
+from minires.testing.gradcheck import assert_gradients, gradcheck, gradgradcheck, step_curve
+from minires.testing.kernels import KernelReport, check_kernel
+from minires.testing.kinks import record_branches, register_kink
+from minires.testing.report import Cause, GradcheckError, GradcheckReport

@@ -1,0 +1,106 @@
+"""Lending tensors and modules to a check, and getting them back exactly as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minires.autograd import Tensor
+from minires.autograd.buffer import Buffer
+from minires.functional.random import get_rng_state, set_rng_state
+from minires.nn import Module
+
+_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+
+
+def lifted(array: Any) -> Any:
+    """A copy in the same memory layout, float64 if it is of a floating-point dtype."""
+    return np.array(array, dtype=np.float64 if array.dtype.kind == "f" else None, order="K")
+
+
+class _TensorState:
+    """What a tensor holds. Its array is set aside, never written to."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.array, self.buffer = tensor._data, tensor._buffer
+        self.grad, self.requires_grad = tensor.grad, tensor.requires_grad
+
+    def put_back(self) -> None:
+        tensor = self.tensor
+        tensor._data, tensor._buffer = self.array, self.buffer
+        tensor.grad, tensor.requires_grad = self.grad, self.requires_grad
+
+
+class _ModuleState:
+    """Everything a module refers to: its tables, mode and other attributes."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.attributes = dict(module.__dict__)
+        self.tables = {name: module.__dict__[name].copy() for name in _TABLES}
+
+    def put_back(self) -> None:
+        attributes = self.module.__dict__
+        attributes.clear()
+        attributes.update(self.attributes)
+        for name, contents in self.tables.items():
+            table = attributes[name]
+            table.clear()
+            table.extend(contents) if isinstance(table, list) else table.update(contents)
+
+
+class Lent:
+    """Modules and loose tensors while a check has them: float64 copies in place of their arrays.
+
+    `reset()` starts the next evaluation from the same parameters, buffers, attributes and random
+    numbers as the one before.
+    """
+
+    def __init__(self, modules: Iterable[Module], tensors: Iterable[Tensor]) -> None:
+        submodules = {id(m): m for root in modules for m in root.modules()}
+        held = [t for m in submodules.values() for t in (*_own(m, "_parameters"),
+                                                         *_own(m, "_buffers"))]  # fmt: skip
+        unique = {id(t): t for t in (*held, *tensors)}
+        self.modules = [_ModuleState(m) for m in submodules.values()]
+        self.tensors = [_TensorState(t) for t in unique.values()]
+        self.copies = {id(s.tensor): lifted(s.array) for s in self.tensors}
+        self.random = get_rng_state()
+
+    def reset(self) -> None:
+        for module in self.modules:
+            module.put_back()
+        for state in self.tensors:
+            put(state.tensor, self.copies[id(state.tensor)].copy(order="K"))
+            state.tensor.grad = None
+            state.tensor.requires_grad = state.requires_grad
+        set_rng_state(self.random)
+
+    def give_back(self) -> None:
+        for module in self.modules:
+            module.put_back()
+        for state in self.tensors:
+            state.put_back()
+        set_rng_state(self.random)
+
+
+def _own(module: Module, table: str) -> list[Tensor]:
+    return [t for t in module.__dict__[table].values() if t is not None]
+
+
+def put(tensor: Tensor, array: Any) -> None:
+    """Make a tensor hold another array, whatever its dtype."""
+    tensor._data, tensor._buffer = array, Buffer(array)
+
+
+@contextmanager
+def lent(modules: Iterable[Module], tensors: Iterable[Tensor]) -> Iterator[Lent]:
+    """Lend modules and tensors for the length of a block."""
+    state = Lent(modules, tensors)
+    try:
+        yield state
+    finally:
+        state.give_back()
