@@ -1,0 +1,138 @@
+"""`minires info`."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+VECTOR_EXTENSIONS = {
+    "sse2": "SSE2", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "avx512f": "AVX-512F",
+    "avx512vnni": "AVX-512 VNNI", "neon": "NEON", "sve": "SVE",
+}  # fmt: skip
+
+
+def info() -> None:
+    """Show versions, the processor, BLAS and its threads, the GPU, and where caches are.
+
+    Example: `minires info`, to go with a bug report.
+    """
+    from rich.markup import escape
+
+    from minires.cli.console import facts, output
+
+    console = output()
+    for title, rows in (
+        ("Versions", _versions()),
+        ("Processor", _processor()),
+        ("GPU", _gpu()),
+        ("Folders", _folders()),
+    ):
+        made = facts(title)
+        for name, value in rows:
+            made.add_row(name, escape(value))
+        console.print(made)
+        console.print()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> list[tuple[str, str]]:
+    import minires
+
+    packages = ("numpy", "numba", "llvmlite", "safetensors", "matplotlib", "pillow")
+    return [
+        ("minires", minires.__version__),
+        ("python", f"{platform.python_version()} ({platform.python_implementation()})"),
+        ("system", platform.platform()),
+        *((name, _version(name) or "not installed") for name in packages),
+    ]
+
+
+def _processor() -> list[tuple[str, str]]:
+    import llvmlite.binding
+    import numba
+    import threadpoolctl
+
+    from minires.kernels.threads import VARIABLE, available_cores
+
+    features = llvmlite.binding.get_host_cpu_features()
+    extensions = [shown for name, shown in VECTOR_EXTENSIONS.items() if features.get(name)]
+    rows = [
+        ("name", _processor_name()),
+        ("cores", f"{available_cores()} available of {os.cpu_count()}"),
+        ("vector extensions", ", ".join(extensions) or "none known"),
+    ]
+    for pool in threadpoolctl.threadpool_info():
+        if pool["user_api"] == "blas":
+            name = f"{pool['internal_api']} {pool['version']}"
+            details = f" ({pool['architecture']})" if pool.get("architecture") else ""
+            rows.append(("BLAS", f"{name}{details}, {pool['num_threads']} threads"))
+    rows.append(("Numba", f"{numba.get_num_threads()} threads"))
+    rows.append((VARIABLE, os.environ.get(VARIABLE) or "not set"))
+    return rows
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> list[tuple[str, str]]:
+    driver, devices = _cuda_driver()
+    cupy = next(
+        (f"{name} {_version(name)}" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+         if _version(name)), None,
+    )  # fmt: skip
+    rows = [("device", device) for device in devices] or [("device", "no NVIDIA GPU found")]
+    if driver is None:
+        return [*rows, ("note", "without a GPU everything runs on the processor")]
+    rows.append(("driver", f"for CUDA {driver[0]}.{driver[1]}"))
+    package = "cupy-cuda13x" if driver[0] >= 13 else "cupy-cuda12x"
+    rows.append(("CuPy", cupy or f"not installed: pip install {package}"))
+    return rows
+
+
+def _cuda_driver() -> tuple[tuple[int, int] | None, list[str]]:
+    """(major, minor) of the CUDA version that the driver supports or None, and device names."""
+    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(name)
+    except OSError:
+        return None, []
+    number, count = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDriverGetVersion(ctypes.byref(number)):
+        return None, []
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    devices = []
+    for index in range(count.value):
+        text = ctypes.create_string_buffer(256)
+        cuda.cuDeviceGetName(text, len(text), index)
+        devices.append(text.value.decode())
+    return (number.value // 1000, number.value % 1000 // 10), devices
+
+
+def _folders() -> list[tuple[str, str]]:
+    import minires
+
+    package = Path(minires.__file__).parent
+    compiled = os.environ.get("NUMBA_CACHE_DIR") or f"{package}{os.sep}**{os.sep}__pycache__"
+    return [
+        ("minires", str(package)),
+        ("compiled kernels", compiled),
+        ("runs", str(Path("runs").absolute())),
+    ]

@@ -1,0 +1,100 @@
+"""Evaluation: loss and accuracy of a model on labelled images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires import functional as F
+from minires.autograd import Tensor, no_grad
+from minires.data import Dataset, Loader
+from minires.data.transforms import Transform
+from minires.nn import Module
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on a set.
+
+    loss: mean cross-entropy in nats. accuracy: the share that is right, 0 to 1.
+    confusion: int64 (K, K); [i, j] counts images of class i that were taken for class j.
+    classes: the K names. seconds: the time it took.
+    """
+
+    loss: float
+    accuracy: float
+    confusion: NDArray[np.int64]
+    classes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """(K,) images per class."""
+        return self.confusion.sum(axis=1)
+
+    @property
+    def class_accuracy(self) -> NDArray[np.float64]:
+        """(K,) accuracy per class; NaN for a class without images."""
+        counts = self.class_counts
+        right = np.diag(self.confusion).astype(np.float64)
+        return np.divide(right, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+    def mistaken_for(self, label: int) -> tuple[int, int] | None:
+        """(the wrong class most often given to images of `label`, how often); None if never."""
+        row = self.confusion[label].copy()
+        row[label] = 0
+        return (int(row.argmax()), int(row.max())) if row.any() else None
+
+
+def evaluate(
+    model: Module, dataset: Dataset, transform: Transform, *, batch_size: int = 256
+) -> Evaluation:
+    """Run the model in evaluation mode on every image once; modes are put back afterwards.
+
+    transform: as given to `Loader`: uint8 images to the float32 images the model expects.
+    batch_size: does not change the result, up to the rounding of matrix products.
+
+    Raises ValueError if the set is empty or the model gives another number of classes.
+    """
+    if len(dataset) == 0:
+        raise ValueError(f"evaluate: {dataset!r} has no images")
+    K = len(dataset.classes)
+    confusion = np.zeros((K, K), np.int64)
+    losses = []
+    start = time.perf_counter()
+    modes = [(module, module.training) for module in model.modules()]
+    loader = Loader(dataset, batch_size=batch_size, transform=transform)
+    model.eval()
+    try:
+        # Overflow is not hidden: it shows as a loss that is not finite.
+        with no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            for x, y in loader:
+                logits = model(Tensor._wrap(x))
+                if logits.shape != (len(y), K):
+                    raise ValueError(
+                        f"evaluate: the model gives {'x'.join(map(str, logits.shape))} for "
+                        f"{len(y)} images; expected {len(y)}x{K} ({K} classes of {dataset.name})"
+                    )
+                losses.append(F.cross_entropy(logits, y, reduction="none")._data)
+                np.add.at(confusion, (y, logits._data.argmax(axis=1)), 1)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return Evaluation(
+        loss=float(np.concatenate(losses).mean(dtype=np.float64)),
+        accuracy=float(np.trace(confusion) / len(dataset)),
+        confusion=confusion,
+        classes=dataset.classes,
+        seconds=time.perf_counter() - start,
+    )
