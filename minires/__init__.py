@@ -40,7 +40,7 @@ from minires.kernels.threads import set_num_threads
 if TYPE_CHECKING:
     from minires import data, models, optim, testing, training
     from minires.files import load_file, save_file
-    from minires.testing import gradcheck, gradgradcheck
+    from minires.testing.gradcheck import gradcheck, gradgradcheck
 
 __version__ = "0.1.0"
 

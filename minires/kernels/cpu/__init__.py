@@ -95,6 +95,6 @@ for _name in (
 ):
     _add(_name, "simd", "norm", _rows, _many)
 for _name in ("relu", "relu_grad", "add_relu"):
-    _add(_name, "simd", "elementwise", None, _many)
+    _add(_name, "simd", "elementwise", bool, _many)  # bool: of a shape, "not 0-d"
 for _name in ("max_pool2d", "max_pool2d_grad"):
     _add(_name, "threads", "pool", None, _many_pooled)
