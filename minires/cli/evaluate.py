@@ -86,14 +86,14 @@ def evaluate(
     Example: `minires eval resnet20.th --model resnet20 --data cifar10 --data-dir data
     --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225`
     """
-    from minires.kernels.threads import set_num_threads
+    from minires.cli.sets import use_threads
     from minires.training import evaluate as measure
 
     if split not in ("test", "train"):
         raise typer.BadParameter(f"--split is test or train, got {split!r}")
-    set_num_threads(threads)
     source = _source(weights, data, data_dir, size, limit)
     dataset = source.load(split, download)
+    use_threads(threads, dataset)
     if model is not None:
         trained = _foreign(weights, model, shortcut, dataset, mean, std)
     elif shortcut or mean or std:

@@ -84,6 +84,10 @@ Shortcut = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, help="Threads to compute with. [env: MINIRES_THREADS]"
+        "--threads",
+        metavar="N",
+        min=1,
+        help="Threads to compute with. [env: MINIRES_THREADS; default: 1 for images of up to "
+        "16x16, or else one per core]",
     ),
 ]

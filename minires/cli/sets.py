@@ -1,7 +1,8 @@
-"""The training and test sets that the options of a command name."""
+"""The training and test sets that the options of a command name, and the threads for them."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +13,11 @@ import typer
 
 from minires import data
 from minires.data import Dataset
+from minires.kernels.threads import VARIABLE, set_num_threads
 
 CIFAR = ("cifar10", "cifar100")
 HELD_OUT = 5  # of a folder without a split, every fifth image is for testing
+SMALL = 16  # side of images that one thread computes unless more are asked for
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
@@ -88,6 +91,19 @@ class Source:
         everything = _whole_folder(root, self.size or 224)
         held_out = np.arange(len(everything)) % HELD_OUT == HELD_OUT - 1
         return everything.subset(held_out if split == "test" else ~held_out)
+
+
+def use_threads(count: int | None, dataset: Dataset) -> int:
+    """Compute with `count` threads; None takes MINIRES_THREADS, or else what suits the images.
+
+    The matrix products of images of up to 16x16 are too small to share: a second thread gains a
+    few per cent on an idle machine, and on a busy one the first waits for it most of the time.
+    Larger images get one thread per core. Returns the number in force.
+    """
+    small = max(dataset.images.shape[2:]) <= SMALL
+    if count is None and small and not os.environ.get(VARIABLE, "").strip():
+        count = 1
+    return set_num_threads(count)
 
 
 @lru_cache(maxsize=1)

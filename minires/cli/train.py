@@ -131,10 +131,9 @@ def _new(
     threads: int | None,
 ) -> Run:
     """A run from the options."""
-    from minires.kernels.threads import set_num_threads
+    from minires.cli.sets import use_threads
     from minires.training import Run, default_folder, recipes
 
-    count = set_num_threads(threads)
     train_set, test_set = source.load("train", download), source.load("test", download)
     recipe: Recipe = recipes.choose(train_set, recipe_name, model).replace(**changes)
     model = model or recipe.model
@@ -147,7 +146,7 @@ def _new(
         out=out or default_folder(f"{train_set.name}-{model}"),
         seed=seed,
         source=source.as_dict(),
-        threads=count,
+        threads=use_threads(threads, train_set),
     )
 
 

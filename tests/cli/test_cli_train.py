@@ -66,6 +66,7 @@ def test_the_run_folder(trained):
     config = json.loads((trained / "config.json").read_text())
     assert config["recipe"]["epochs"] == 2
     assert config["seed"] == 3
+    assert config["threads"] == int(os.environ.get("MINIRES_THREADS") or 1)
     assert config["source"] == {
         "data": "digits", "data_dir": None, "size": None, "limit": 60, "validate": False,
     }  # fmt: skip
