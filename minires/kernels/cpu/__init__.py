@@ -23,7 +23,7 @@ VECTOR = 16
 DTYPES = ("float32", "float64")
 
 
-def _late(module: str, function: str) -> Callable[..., Any]:
+def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     """A kernel that imports its module at its first call."""
 
     def kernel(*args: Any) -> Any:
@@ -31,6 +31,7 @@ def _late(module: str, function: str) -> Callable[..., Any]:
         loaded = importlib.import_module(f"minires.kernels.cpu.{module}")
         return getattr(loaded, function)(*args)
 
+    kernel.__doc__ = summary
     return kernel
 
 
@@ -76,25 +77,27 @@ def _many_pooled(g: PoolGeometry) -> bool:
 
 
 def _add(
-    operation: str, name: str, module: str, only: Condition | None, worth: Condition
+    operation: str,
+    name: str,
+    module: str,
+    only: Condition | None,
+    worth: Condition,
+    summary: str,
 ) -> None:
     add = register(operation, name=name, only=only, worth=worth, dtypes=DTYPES)
-    add(_late(module, operation))
+    add(_late(module, operation, summary))
 
 
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
-    _add(_pass, "columns", "columns", _columns, _large)
+    _add(_pass, "columns", "columns", _columns, _large, "im2col a few pixels at a time, in cache.")
     if _pass != "conv2d_grad_input":
-        _add(_pass, "direct", "direct", _direct, _few_channels)
-    _add(_pass, "winograd", "winograd", _winograd, _large)
-for _name in (
-    "batch_norm_train",
-    "batch_norm_grad",
-    "batch_norm_relu_train",
-    "batch_norm_relu_grad",
-):
-    _add(_name, "simd", "norm", _rows, _many)
+        _add(_pass, "direct", "direct", _direct, _few_channels, "Windows read where they lie.")
+    _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).")
+for _name in ("batch_norm", "batch_norm_relu"):
+    for _pass in (f"{_name}_train", f"{_name}_grad"):
+        _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.")
 for _name in ("relu", "relu_grad", "add_relu"):
-    _add(_name, "simd", "elementwise", bool, _many)  # bool: of a shape, "not 0-d"
+    # bool: of a shape, "not 0-d"
+    _add(_name, "simd", "elementwise", bool, _many, "One pass over memory, on all threads.")
 for _name in ("max_pool2d", "max_pool2d_grad"):
-    _add(_name, "threads", "pool", None, _many_pooled)
+    _add(_name, "threads", "pool", None, _many_pooled, "One pass over memory, on all threads.")
