@@ -109,6 +109,11 @@ class GradcheckReport:
         return self.passed
 
     @property
+    def undecided(self) -> bool:
+        """Whether the check gave up at kinks and found nothing wrong."""
+        return not self.passed and not self.elements and self.kinds == {"kink"}
+
+    @property
     def worst_error(self) -> float:
         """The largest relative error of any direction; NaN if one was NaN or none was measured."""
         errors = [d.error for d in self.directions]
@@ -134,11 +139,13 @@ class GradcheckReport:
             lines = [f"{self.name}: gradient right ({checked}, {self._measured()})"]
             lines += [f"  note: {note}" for note in self.notes]
         else:
-            lines = [f"{self.name}: gradient wrong" + (f" ({checked})" if checked else "")]
+            verdict = "undecided" if self.undecided else "wrong"
+            lines = [f"{self.name}: gradient {verdict}" + (f" ({checked})" if checked else "")]
             lines += [f"  {e}" for e in self.elements[:3]]
             if len(self.elements) > 3:
                 lines.append(f"  {len(self.elements)} wrong of {self.looked_at} looked at")
-            lines += [f"  likely cause: {cause}" for cause in self.causes]
+            lead = "" if self.undecided else "likely cause: "
+            lines += [f"  {lead}{cause}" for cause in self.causes]
             lines += [f"  note: {note}" for note in self.notes]
             lines += self._table()
         if self.curve is not None:

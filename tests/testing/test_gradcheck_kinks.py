@@ -159,6 +159,8 @@ def test_a_point_in_a_thicket_of_kinks_is_given_up_with_advice() -> None:
     report = gradcheck(lambda x: F.relu(x - 1e-9), x, raise_exception=False)
     assert not report
     assert report.kinds == {"kink"}
+    assert report.undecided
+    assert "gradient undecided" in str(report)
     assert 20 <= report.rejected < 25
     assert "gave up after" in str(report)
     assert "ReLU[" in str(report)
