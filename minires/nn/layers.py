@@ -149,8 +149,10 @@ class BatchNorm2d(Module):
         return self._normalise(F.batch_norm, x)
 
     def relu(self, x: Tensor) -> Tensor:
-        """relu(self(x)) in one pass; in two if somebody listens to this layer's own output."""
-        if self._forward_hooks or self._forward_pre_hooks:
+        """relu(self(x)) in one pass; in two if somebody listens to this layer's own output, or a
+        subclass computes something else."""
+        changed = type(self).forward is not BatchNorm2d.forward
+        if changed or self._forward_hooks or self._forward_pre_hooks:
             return F.relu(self(x))
         return self._normalise(F.batch_norm_relu, x)
 
@@ -174,7 +176,11 @@ class BatchNorm2d(Module):
 
 
 class ReLU(Module):
-    """max(x, 0)."""
+    """max(x, 0). `inplace` is taken for PyTorch's sake: a new tensor comes out either way."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x)

@@ -85,3 +85,13 @@ def test_the_layer_s_fused_relu(training: bool, rng: np.random.Generator) -> Non
     handle.remove()
     fused.relu(x)
     assert len(seen) == 1
+
+
+def test_a_subclass_with_its_own_forward_is_asked(rng: np.random.Generator) -> None:
+    class Shifted(nn.BatchNorm2d):
+        def forward(self, x: Any) -> mr.Tensor:
+            return super().forward(x) + 1.0
+
+    layer, x = Shifted(3), rng.standard_normal((2, 3, 4, 4)).astype(np.float32)
+    assert_close(layer.relu(x), F.relu(layer(x)))
+    assert not np.array_equal(layer.relu(x).numpy(), nn.BatchNorm2d(3).relu(x).numpy())
