@@ -38,13 +38,22 @@ from minires.functional.random import manual_seed
 from minires.kernels.threads import set_num_threads
 
 if TYPE_CHECKING:
-    from minires import data, models, optim, testing, training
+    from minires import anatomy, bench, data, experiments, models, optim, testing, training
     from minires.files import load_file, save_file
     from minires.testing.gradcheck import gradcheck, gradgradcheck
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("data", "models", "optim", "testing", "training")
+_SUBMODULES = (
+    "anatomy",
+    "bench",
+    "data",
+    "experiments",
+    "models",
+    "optim",
+    "testing",
+    "training",
+)
 _LATE = {
     "gradcheck": "minires.testing",
     "gradgradcheck": "minires.testing",
