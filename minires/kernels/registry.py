@@ -6,12 +6,14 @@
     use(conv2d="mine")             # from here on
     with use(conv2d="mine"): ...   # in this block
 
-Of the kernels that support a call, the last one registered is used, unless `use` names another.
+Of the kernels that support a call, the last one registered is used, unless `use` or the variable
+MINIRES_KERNELS names another (`environment.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +21,15 @@ from typing import Any
 import numpy as np
 
 from minires._names import unknown
+from minires.kernels import environment
+from minires.kernels.condition import Condition, condition_text
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 
-Condition = Callable[[Any], bool]
+BACKENDS = ("cpu", "cuda")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+Workspace = Callable[[Any, str], int]
+"""(geometry, dtype) -> bytes of memory a call takes besides its arguments and results."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Kernel:
     only: the geometries it supports; None for all.
     worth: those among them for which it is chosen unasked; None for all.
     dtypes: the dtypes it supports, by name; empty for all.
+    exact: whether its result is the plain sum of products but for rounding; Winograd's and
+        Fourier's are not, and are never chosen under use(algorithm="exact").
+    workspace: bytes of a call besides arguments and results; None if nobody said.
     """
 
     operation: str
@@ -40,6 +51,8 @@ class Kernel:
     only: Condition | None = None
     worth: Condition | None = None
     dtypes: tuple[str, ...] = ()
+    exact: bool = True
+    workspace: Workspace | None = None
 
     def supports(self, geometry: Any, dtype: str) -> bool:
         """Whether it can compute this."""
@@ -50,6 +63,15 @@ class Kernel:
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (self.function.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def constraint(self) -> str:
+        """What it supports, as text: "any", or the condition `only`."""
+        return condition_text(self.only)
+
+    def workspace_bytes(self, geometry: Any, dtype: str) -> int | None:
+        """Bytes that a call takes besides its arguments and results; None if nobody said."""
+        return None if self.workspace is None else int(self.workspace(geometry, dtype))
 
 
 class Operation:
@@ -76,14 +98,25 @@ class Operation:
         return function(*args)
 
     def select(self, backend: str, geometry: Any, dtype: str = "float32") -> Kernel:
-        """The kernel that a call on this backend with this geometry and dtype would use."""
-        usable = [k for k in self.kernels if k.backend == backend and k.supports(geometry, dtype)]
+        """The kernel that a call on this backend with this geometry and dtype would use.
+
+        Raises ValueError if there is none, or for a MINIRES_KERNELS that names what is not there.
+        """
+        exact_only = _exact_only(_preferred)
+        preferred = _preferred.get(self.name) or _from_shell(self.name)
+        usable = [
+            k
+            for k in self.kernels
+            if k.backend == backend
+            and (k.exact or not exact_only)
+            and k.supports(geometry, dtype)
+        ]
         if not usable:
+            exact = "exact " if exact_only else ""
             raise ValueError(
-                f"{self.name}: no kernel on backend {backend!r} takes {dtype} {geometry}; known: "
-                + (", ".join(f"{k.backend}/{k.name}" for k in self.kernels) or "none")
+                f"{self.name}: no {exact}kernel on backend {backend!r} takes {dtype} {geometry}; "
+                f"known: " + (", ".join(f"{k.backend}/{k.name}" for k in self.kernels) or "none")
             )
-        preferred = _preferred.get(self.name)
         for kernel in usable:
             if kernel.name == preferred:
                 return kernel
@@ -106,7 +139,8 @@ class Operation:
 
 
 _operations: dict[str, Operation] = {}
-_preferred: dict[str, str] = {}
+_preferred: dict[str, str] = {}  # by operation, and "algorithm"
+_late: list[str] = []
 
 
 def backend_of(array: Any) -> str:
@@ -139,50 +173,151 @@ def register(
     only: Condition | None = None,
     worth: Condition | None = None,
     dtypes: tuple[str, ...] = (),
+    exact: bool = True,
+    workspace: Workspace | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function of arrays a kernel of an operation; a name used again is replaced.
 
-    The function takes the operation's arguments (see `available()`), changes none of them, and
-    returns fresh arrays.
+    The function takes the operation's arguments (see `operations.py`), changes none of them, and
+    returns fresh arrays. Any subset of an operation's passes will do: conv2d alone leaves its
+    gradients to the other kernels.
+
+    only: what it supports, a function of the geometry; others are used elsewhere. Its docstring
+        or its expression stands in `minires kernels list`.
+    worth: where it is chosen unasked; by default everywhere, `never` for only when named.
+    dtypes: such as ("float32",); by default all.
+    exact: False for an algorithm that is not the plain sum of products (Winograd, Fourier).
+    workspace: (geometry, dtype) -> bytes that a call takes besides its arguments and results.
+
+    Raises ValueError for an unknown operation, backend or dtype and a name that is none, and
+    TypeError if what is registered cannot be called.
     """
     target = operation(operation_name)
+    if backend not in BACKENDS:
+        raise ValueError(f"register: {unknown('backend', backend, BACKENDS)}")
+    if not isinstance(name, str) or not name or set(name) & set(",= \t\n"):
+        raise ValueError(
+            f"register: a kernel's name is one word without ',' and '=', got {name!r}"
+        )
+    if isinstance(dtypes, str):
+        dtypes = (dtypes,)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ValueError(f"register: {unknown('dtype', dtype, DTYPES)}")
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        target.add(Kernel(operation_name, backend, name, function, only, worth, dtypes))
+        if not callable(function):
+            raise TypeError(f"register: a kernel is a function, got {type(function).__name__}")
+        options = only, worth, tuple(dtypes), exact, workspace
+        target.add(Kernel(operation_name, backend, name, function, *options))
         return function
 
     return add
+
+
+def register_later(module: str) -> None:
+    """Import a module of kernels when they are first listed or one of them is named.
+
+    For kernels that are never chosen unasked. A name that is taken by then stays as it is.
+    """
+    _late.append(module)
+
+
+def _load_late() -> None:
+    while _late:
+        before = {name: list(op.kernels) for name, op in _operations.items()}
+        module = _late.pop(0)  # first, because it may list kernels itself
+        try:
+            importlib.import_module(module)
+        except BaseException:
+            _late.insert(0, module)
+            raise
+        for name, kernels in before.items():
+            taken = {(k.backend, k.name) for k in kernels}
+            target = _operations[name]
+            target.kernels = kernels + [
+                k for k in target.kernels if (k.backend, k.name) not in taken
+            ]
+
+
+def _named(operation_name: str, choice: str) -> list[Kernel]:
+    """The kernels of this name, one per backend. Raises ValueError if there is none."""
+    known = operation(operation_name)
+    if not any(k.name == choice for k in known.kernels):
+        _load_late()
+    found = [k for k in known.kernels if k.name == choice]
+    if not found:
+        names = {k.name for k in known.kernels}
+        raise ValueError(unknown(f"{operation_name} kernel", choice, names))
+    return found
+
+
+def _exact_only(choices: dict[str, str]) -> bool:
+    """Whether approximate kernels are ruled out, by these choices or by the shell."""
+    return (choices.get("algorithm") or environment.algorithm()) == "exact"
+
+
+def _from_shell(operation_name: str) -> str | None:
+    """The kernel that MINIRES_KERNELS names for this operation, if it names one."""
+    chosen = environment.kernels()
+    if not chosen:
+        return None
+    try:
+        for name in chosen:
+            operation(name)
+        if operation_name in chosen:
+            _named(operation_name, chosen[operation_name])
+    except ValueError as error:
+        raise ValueError(
+            f"{environment.KERNELS}: {error} (kernels of your own must be loaded before the first "
+            "call, with --kernels FILE or an import)"
+        ) from None
+    return chosen.get(operation_name)
 
 
 class use(AbstractContextManager["use"]):  # noqa: N801 - reads as a verb, at once or as a block
     """Prefer kernels by name, `use(conv2d="im2col")`: from now on, or inside a `with` block.
 
     A geometry that the named kernel does not support is computed by another one.
-    Raises ValueError if an operation has no kernel of that name.
+
+    algorithm: "exact" rules out kernels that are not the plain sum of products but for rounding
+        (Winograd, Fourier), so that two programs' results differ by rounding only; "any" lets
+        them in again.
+
+    Raises ValueError if an operation has no kernel of that name, or only an approximate one while
+    "exact" is in force.
     """
 
-    def __init__(self, **choices: str) -> None:
-        for name, choice in choices.items():
-            names = [k.name for k in operation(name).kernels]
-            if choice not in names:
-                raise ValueError(unknown(f"{name} kernel", choice, names))
+    def __init__(self, *, algorithm: str | None = None, **kernels: str) -> None:
+        choices = dict(kernels)
+        if algorithm is not None:
+            choices["algorithm"] = environment.checked_algorithm(algorithm, "use")
+        exact_only = _exact_only(_preferred | choices)
+        for name, kernel in kernels.items():
+            if not any(k.exact or not exact_only for k in _named(name, kernel)):
+                raise ValueError(
+                    f"use: {name} kernel {kernel!r} is not exact, and algorithm='exact' rules it "
+                    "out; choose another kernel, or algorithm='any'"
+                )
         self.previous = {name: _preferred.get(name) for name in choices}
-        self._prefer(dict(choices))
+        self._prefer(choices)
 
     def __exit__(self, *exc: object) -> None:
         self._prefer(self.previous)
 
     @staticmethod
-    def _prefer(choices: dict[str, str] | dict[str, str | None]) -> None:
+    def _prefer(choices: Mapping[str, str | None]) -> None:
         for name, choice in choices.items():
             if choice is None:
                 _preferred.pop(name, None)
             else:
                 _preferred[name] = choice
-            operation(name).forget()
+        for op in _operations.values():
+            op.forget()
 
 
 def available(operation_name: str | None = None) -> list[Kernel]:
     """Every registered kernel, or those of one operation."""
+    _load_late()
     chosen = [operation(operation_name)] if operation_name else _operations.values()
     return [kernel for op in chosen for kernel in op.kernels]

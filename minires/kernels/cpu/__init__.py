@@ -84,7 +84,8 @@ def _add(
     worth: Condition,
     summary: str,
 ) -> None:
-    add = register(operation, name=name, only=only, worth=worth, dtypes=DTYPES)
+    exact = name != "winograd"
+    add = register(operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact)
     add(_late(module, operation, summary))
 
 
