@@ -27,6 +27,7 @@ from minires.kernels.geometry import ConvGeometry, PoolGeometry
 
 BACKENDS = ("cpu", "cuda")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+GEOMETRIES = (ConvGeometry, PoolGeometry)
 
 Workspace = Callable[[Any, str], int]
 """(geometry, dtype) -> bytes of memory a call takes besides its arguments and results."""
@@ -85,17 +86,22 @@ class Operation:
         self.name = name
         self.__doc__ = signature
         self.kernels: list[Kernel] = []
-        self._chosen: dict[tuple[str, Any, str], Callable[..., Any]] = {}
+        self._chosen: dict[tuple[type, Any, Any], Kernel] = {}
 
     def __call__(self, *args: Any) -> Any:
         first, last = args[0], args[-1]
-        backend = backend_of(first)
-        geometry = last if isinstance(last, ConvGeometry | PoolGeometry) else first.shape
-        key = (backend, geometry, first.dtype.name)
-        function = self._chosen.get(key)
-        if function is None:
-            function = self._chosen[key] = self.select(*key).function
-        return function(*args)
+        try:  # a key of what takes no time to find out: a dtype's name alone takes 2 us
+            key = (type(first), last if type(last) in GEOMETRIES else first.shape, first.dtype)
+        except AttributeError:
+            backend_of(first)  # tells what the arrays are
+            raise
+        kernel = self._chosen.get(key)
+        if kernel is None:
+            kernel = self.select(backend_of(first), key[1], first.dtype.name)
+            self._chosen[key] = kernel
+        if observer is not None:
+            return observer(self, kernel, args)
+        return kernel.function(*args)
 
     def select(self, backend: str, geometry: Any, dtype: str = "float32") -> Kernel:
         """The kernel that a call on this backend with this geometry and dtype would use.
@@ -137,6 +143,9 @@ class Operation:
     def __repr__(self) -> str:
         return f"<operation {self.__doc__}>"
 
+
+observer: Callable[[Operation, Kernel, tuple[Any, ...]], Any] | None = None
+"""Called in place of every kernel while somebody watches (`minires.bench.profile`)."""
 
 _operations: dict[str, Operation] = {}
 _preferred: dict[str, str] = {}  # by operation, and "algorithm"

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.kernels import Kernel, available, conv_geometry, operation, register, use
+from minires.kernels import (
+    Kernel,
+    available,
+    conv_geometry,
+    operation,
+    register,
+    registry,
+    use,
+)
 from minires.kernels.registry import _operations, backend_of, define
 
 G3 = conv_geometry((1, 1, 4, 4), (1, 1, 3, 3))
@@ -110,6 +118,27 @@ def test_the_same_name_on_another_backend_is_another_kernel(toy: Any) -> None:
     assert toy(X, G1) == "slow"
     assert toy.select("cuda", G1).function(X, G1) == "on the device"
     assert len(available("toy_op")) == 3
+
+
+def test_an_observer_is_called_in_place_of_the_kernel(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def observe(op: Any, kernel: Kernel, args: tuple[Any, ...]) -> Any:
+        seen.append((op, kernel.name, args))
+        return kernel.function(*args).upper()
+
+    monkeypatch.setattr(registry, "observer", observe)
+    assert toy(X, G3) == "FAST"
+    assert toy(X, G1) == "SLOW"
+    assert [(op, name, len(args)) for op, name, args in seen] == [
+        (toy, "fast", 2), (toy, "slow", 2)
+    ]  # fmt: skip
+    assert all(args[0] is X for _, _, args in seen)
+    monkeypatch.undo()
+    assert toy(X, G3) == "fast"
+    assert len(seen) == 2
 
 
 def test_register_returns_the_function(toy: Any) -> None:
