@@ -2,6 +2,7 @@
 
 from minires.autograd import Parameter
 from minires.nn import init
+from minires.nn.folding import FoldedNorm, fold_batch_norm, fold_batch_norms
 from minires.nn.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
