@@ -17,7 +17,7 @@ from minires._names import nearest
 from minires.cli.evaluate import evaluate
 from minires.cli.gradcheck import gradcheck
 from minires.cli.info import info
-from minires.cli.kernels import kernels
+from minires.cli.kernels import app as kernels
 from minires.cli.models import models
 from minires.cli.train import train
 
@@ -38,7 +38,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(models)
 app.command()(gradcheck)
-app.command()(kernels)
+app.add_typer(kernels)
 app.command()(info)
 
 

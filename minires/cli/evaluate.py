@@ -75,6 +75,7 @@ def evaluate(
         ),
     ] = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
 ) -> None:
     """Measure a trained model, class by class.
 

@@ -39,6 +39,7 @@ def gradcheck(
         bool, typer.Option(help="Check gradients of gradients of operations, too.")
     ] = True,
     seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
+    kernels: options.Kernels = None,
 ) -> None:
     """Compare gradients with finite differences, in float64: every operation, or one network.
 

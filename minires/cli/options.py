@@ -91,3 +91,26 @@ Threads = Annotated[
         "16x16, or else one per core]",
     ),
 ]
+
+
+def load_kernels(paths: list[Path] | None) -> list[Path] | None:
+    """Register the kernels of these files, and say which."""
+    if paths:
+        from minires.cli.console import output
+        from minires.kernels import load
+
+        for path in paths:
+            names = ", ".join(f"{k.operation} {k.name}" for k in load(path))
+            output().print(f"kernels of {path}: {names}", markup=False, soft_wrap=True)
+    return paths or None
+
+
+Kernels = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--kernels",
+        metavar="FILE",
+        callback=load_kernels,
+        help="Compute with the kernels that this Python file registers; may be repeated.",
+    ),
+]

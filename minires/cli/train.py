@@ -79,6 +79,7 @@ def train(
         ),
     ] = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
 ) -> None:
     """Train a network and keep the run in a folder.
 
@@ -93,7 +94,7 @@ def train(
     from minires.cli.progress import train_with_display
 
     if resume is not None:
-        allowed = ("resume", "threads", "data_dir")
+        allowed = ("resume", "threads", "data_dir", "kernels")
         given = [name for name, value in context.params.items() if value not in (None, False)]
         others = ["--" + name.replace("_", "-") for name in given if name not in allowed]
         if others:

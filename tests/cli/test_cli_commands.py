@@ -75,12 +75,6 @@ def test_models(capsys):
     assert not any("plain20" in row for row in rows)
 
 
-def test_kernels(capsys):
-    out = printed(capsys, "kernels", "relu")
-    assert re.search(r"^ relu +cpu +\w+", out, re.MULTILINE)
-    assert "conv2d" not in out
-
-
 def test_info(capsys):
     import numpy
 
