@@ -35,12 +35,13 @@ def canvas(
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     head = 0.62 if subtitle else 0.4
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), dpi=120, facecolor="white", layout="constrained")
+        layout = ConstrainedLayoutEngine(rect=(0.008, 0.01, 0.984, 0.99 - head / height))
+        figure = Figure(figsize=(width, height), dpi=120, facecolor="white", layout=layout)
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(rect=(0.008, 0.01, 0.984, 0.99 - head / height))
         figure.text(0.12 / width, 1 - 0.2 / height, title, fontsize=12.5, fontweight="bold",
                     va="center")  # fmt: skip
         figure.text(0.12 / width, 1 - 0.45 / height, subtitle, fontsize=9, color="#6f6f6f",
