@@ -15,7 +15,7 @@ couples the images of a batch) like anything else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,10 +116,12 @@ class Whole:
     """What an ordinary forward and backward pass gives.
 
     gradients: by name, at the input of every block, of the "head" and at the "image".
+    weights: of the parameters that were asked for.
     """
 
     loss: float
     gradients: dict[str, Array]
+    weights: list[Array]
 
 
 class Opened:
@@ -149,8 +151,10 @@ class Opened:
             h = blocks[-1].output
         return Parts(stem, blocks, Part(lambda h: self._loss(self.model.head(h)), h))
 
-    def whole(self) -> Whole:
+    def whole(self, weights: Sequence[Tensor] = ()) -> Whole:
         """One tape over everything, walked once.
+
+        weights: parameters whose gradients are wanted too.
 
         Raises ValueError if the blocks are not what their parts make them.
         """
@@ -172,10 +176,9 @@ class Opened:
                 f"the model's loss is {expected:.6g}, by its blocks' branch, shortcut and join it "
                 f"is {loss.item():.6g}: some block's forward is not join(branch(x), shortcut(x))"
             )
-        found = grad(loss, list(places.values()))
-        return Whole(
-            loss.item(), {name: g._data for name, g in zip(places, found, strict=True)}  # type: ignore[union-attr]
-        )
+        found = [g._data for g in grad(loss, [*places.values(), *weights])]  # type: ignore[union-attr]
+        gradients = dict(zip(places, found, strict=False))
+        return Whole(loss.item(), gradients, found[len(places) :])
 
 
 @contextmanager
@@ -235,7 +238,8 @@ def dot(a: Array | None, b: Array | None) -> float:
     """The inner product of all elements, summed in float64; 0 with None."""
     if a is None or b is None:
         return 0.0
-    return float(np.einsum("nchw,nchw->", a, b, dtype=np.float64))
+    axes = list(range(a.ndim))
+    return float(np.einsum(a, axes, b, axes, [], dtype=np.float64))
 
 
 def norm(array: Array | None) -> float:
