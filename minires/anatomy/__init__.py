@@ -7,6 +7,8 @@
     gradient_norms(model, x, y)    size of the gradient by depth
     histograms(model, x)           distributions of activations and weights
     Recorder(model, x, y)          responses and gradients while a net trains
+    to_plain(model)                the same function without shortcuts; plain_report: what it costs
+    shortcuts_from_identity(net)   identities in a plain net's kernels, written as shortcuts
 
 Every function works on a copy: the model, its statistics and the random numbers stay as they are.
 Results are dataclasses with `table()`, which is text, and `plot(path)`, which is a figure.
@@ -28,6 +30,7 @@ from minires.anatomy.lesions import (
     swap_blocks,
 )
 from minires.anatomy.paths import Depth, Paths, paths
+from minires.anatomy.plain import PlainCost, PlainReport, plain_report, to_plain
 from minires.anatomy.profiles import (
     GradientNorms,
     Histograms,
@@ -38,3 +41,4 @@ from minires.anatomy.profiles import (
     responses,
 )
 from minires.anatomy.recorder import Moment, Recorder
+from minires.anatomy.written import WrittenBlock, WrittenNet, shortcuts_from_identity

@@ -63,6 +63,8 @@ def draw_joins(joins: Joins, path: Path = None) -> Figure:
 
 def draw_paths(paths: Paths, depth: Depth, path: Path = None) -> Figure:
     """Figure 6 of Veit et al. (2016) at one depth, from exact sums."""
+    from matplotlib.ticker import MaxNLocator
+
     lengths = np.arange(len(depth.norms))
     n = len(depth.counts) - 1
     where = {"image": "the image", "head": "the head's input"}.get(depth.name, depth.name)
@@ -91,12 +93,14 @@ def draw_paths(paths: Paths, depth: Depth, path: Path = None) -> Figure:
         for axes in (count, single, all_of):
             axes.set_xlabel("branches on the path")
             axes.set_xlim(-0.7, lengths[-1] + 0.7)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def draw_lesions(study: LesionStudy, twin: LesionStudy | None, path: Path = None) -> Figure:
     """Error by deleted block, by number of deletions, and by how far the order is changed."""
+    from matplotlib.ticker import MaxNLocator
+
     studies = [(study, RESIDUAL), *([(twin, PLAIN)] if twin else [])]
     subtitle = f"{study.images:,} images; intact error {100 * study.intact:.2f} %"
     if twin is not None:
@@ -128,7 +132,7 @@ def draw_lesions(study: LesionStudy, twin: LesionStudy | None, path: Path = None
         single.set_ylabel("error, %")
         single.set_ylim(bottom=0)
         several.set_xlabel("deleted blocks (mean and each draw)")
-        several.xaxis.get_major_locator().set_params(integer=True)
+        several.xaxis.set_major_locator(MaxNLocator(integer=True))
         order.set_xlabel("Kendall's correlation with the intact order")
         order.invert_xaxis()
         _name_blocks(single, list(study.blocks))
@@ -229,8 +233,10 @@ def draw_recording(moments: Sequence[Moment], path: Path = None) -> Figure:
 
 
 def _number_layers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel("layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
