@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,9 @@ def faults(problem: TensorProblem, eps: float, rtol: float, atol: float,
                 again[key] = again.get(key, 0) + 1
                 continue
             cause = _examine(node, position, eps, rng)
-            found[key] = Cause(cause.kind, cause.text, str(call))
+            found[key] = replace(cause, where=str(call))
     return [
-        Cause(c.kind, f"{c.text} (and in {again[key]} other calls)", c.where)
+        replace(c, text=f"{c.text} (and in {again[key]} other calls)")
         if key in again
         else c
         for key, c in found.items()

@@ -16,13 +16,13 @@ import numpy as np
 
 from minires._names import unknown
 from minires.autograd import Function, Tensor, enable_grad, functions, grad
-from minires.functional.random import generator, get_rng_state, set_rng_state
 from minires.nn import Module
 from minires.testing.gradcheck import gradcheck, gradgradcheck
 from minires.testing.numeric import draw_upstream
 from minires.testing.observe import watch_calls
 from minires.testing.problem import floating
 from minires.testing.report import GradcheckReport
+from minires.testing.small_nets import away_from_start
 
 Draw = Callable[[np.random.Generator], Any]
 Input = tuple[int, ...] | Draw
@@ -55,7 +55,7 @@ class Case:
         """The function or module and its inputs; the same for the same seed."""
         rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
         inputs = tuple(i(rng) if callable(i) else normal(i)(rng) for i in self.inputs)
-        return (_module(self.fn, rng) if self.module else self.fn), inputs
+        return (away_from_start(self.fn, rng) if self.module else self.fn), inputs
 
 
 def normal(shape: tuple[int, ...], requires_grad: bool = True) -> Draw:
@@ -71,24 +71,6 @@ def positive(*shape: int) -> Draw:
 def given(values: Any) -> Draw:
     """These values."""
     return lambda rng: Tensor(np.array(values, np.float64), requires_grad=True)
-
-
-def _module(build: Callable[[], Module], rng: np.random.Generator) -> Module:
-    """A fresh module away from its initial values: gamma = 1 and beta = 0 would hide mistakes."""
-    state = get_rng_state()
-    try:
-        generator().bit_generator.state = np.random.PCG64(int(rng.integers(2**32))).state
-        module = build()
-    finally:
-        set_rng_state(state)
-    for parameter in module.parameters():
-        parameter.data = parameter.data + 0.2 * rng.standard_normal(parameter.shape)
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.data = buffer.data + 0.3 * rng.standard_normal(buffer.shape)
-        elif name.endswith("running_var"):
-            buffer.data = buffer.data * rng.uniform(0.5, 2.0, buffer.shape)
-    return module
 
 
 _cases: list[Case] = []

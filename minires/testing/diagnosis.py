@@ -16,45 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minires.testing.compare import element
+from minires.testing.faults import FAULTS
 from minires.testing.numeric import Differences, Problem, draw_array, draw_direction, inner
 from minires.testing.observe import Array
 from minires.testing.report import Cause
-
-FAULTS: dict[str, str] = {
-    "missing": "all zero: detached from the graph, or a path (a shortcut?) was dropped",
-    "flat": "the function does not change at all: rounded, compared, or detached but for backward",
-    "partly missing": "zero at some elements where it should not be: a mask is wrong",
-    "twice": "exactly 2 times too large: counted twice",
-    "half": "exactly half: a factor 2 is missing, or one of two equal paths",
-    "sign": "exactly the negative: a sign is wrong",
-    "count": "off by a factor that is the size of something: a mean taken for a sum, or reversed",
-    "constant factor": "off by one constant factor: a scale is missing",
-    "missing factor": "right once multiplied, element by element, by another array",
-    "extra factor": "right once divided, element by element, by another array",
-    "path dropped": "short by a gradient that flowed elsewhere: a path was not added",
-    "path doubled": "too large by a gradient that flowed elsewhere: a path was added twice",
-    "flipped": "the mirror image: a kernel was flipped, or was not where it had to be",
-    "transposed": "the transpose: axes were swapped",
-    "shifted": "right but for a shift by one pixel: off by one in padding or stride",
-    "swapped inputs": "the gradient of another input: two results were swapped",
-    "mean term": "off by a constant per channel: the mean's share (dbeta/m in batch norm)",
-    "variance term": "off by a multiple of the normalised input per channel: the variance's share",
-    "batch statistics": "mean and variance were taken for constants: evaluation's formula",
-    "border": "right inside, wrong near the border: padding",
-    "one element": "right everywhere else",
-    "broadcast": "has the shape of the result of broadcasting: a sum is missing",
-    "shape": "has the wrong shape",
-    "nonfinite": "NaN or infinity",
-    "float32": "only float32's digits: something computes in single precision",
-    "mutated": "an array that belongs to somebody else was changed in place",
-    "shared memory": "two gradients share memory: changing one would change the other",
-    "random": "the function gives different results for the same input",
-    "noisy": "the numeric derivative itself is uncertain: noise, or a kink nobody declared",
-    "kink": "too close to a kink to tell",
-    "error": "the backward pass raised an exception",
-    "unknown": "none of the faults that gradcheck knows",
-}
-"""Every kind of fault that gradcheck tells apart, and what it looks like."""
 
 
 @dataclass
@@ -83,6 +48,7 @@ class Suspect:
         self.differences = Differences(self.problem, self.upstream, self.eps)
         self.directions = [draw_array(self.value.shape, self.rng) for _ in range(3)]
         self.slopes = [self.slope(d) for d in self.directions]
+        self.evidence = ""
 
     def slope(self, direction: Array, along: int | None = None) -> float:
         """The numeric slope along a direction of this variable (or another); NaN if unknown."""
@@ -92,11 +58,21 @@ class Suspect:
         return float("nan") if found is None else found.value
 
     def agree(self, predicted: Sequence[float], numeric: Sequence[float]) -> bool:
-        """Whether predictions equal slopes, up to 1e-4 of the error to be explained."""
-        wrong = [abs(float(np.sum(self.a * d)) - n)
-                 for d, n in zip(self.directions, self.slopes, strict=True)]  # fmt: skip
-        allowed = 1e-4 * max(wrong) + 1e-12
-        return all(abs(p - n) <= allowed for p, n in zip(predicted, numeric, strict=True))
+        """Whether predictions equal slopes, up to 1e-4 of the error to be explained.
+
+        If so, `evidence` tells how much smaller the error is.
+        """
+        wrong = max(abs(float(np.sum(self.a * d)) - n)
+                    for d, n in zip(self.directions, self.slopes, strict=True))  # fmt: skip
+        left = max((abs(p - n) for p, n in zip(predicted, numeric, strict=True)), default=0.0)
+        if not left <= 1e-4 * wrong + 1e-12:
+            return False
+        size = max(*map(abs, self.slopes), 1e-300)
+        self.evidence = (
+            f"error {wrong / size:.2g} of the gradient, {left / size:.0e} with that taken into "
+            "account"
+        )
+        return True
 
     def cured_by(self, c: Array) -> bool:
         """Whether c would be the right gradient."""
@@ -129,8 +105,10 @@ def diagnose(suspect: Suspect) -> Cause:
         return Cause("kink", f"no step along {suspect.name} stays on one side of every kink")
     for rule in (_single, _flat, _absent, _constant_ratio, _rearranged, _other_factor, _flows,
                  _shifted, _swapped, _altered_input, _isolated, _statistics, _partly, _border):
+        suspect.evidence = ""
         for kind, text in rule(suspect):
-            return Cause(kind, f"the gradient of {suspect.name} {text}")
+            evidence = suspect.evidence
+            return Cause(kind, f"the gradient of {suspect.name} {text}", evidence=evidence)
     return Cause("unknown", f"the gradient of {suspect.name} matches {FAULTS['unknown']}")
 
 

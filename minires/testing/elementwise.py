@@ -73,12 +73,16 @@ def examine(
         if slope is not None:
             numeric = slope.value / unit
             scale = max(abs(analytic), abs(numeric), typical[i])
-            if not abs(analytic - numeric) <= differences.allowed(slope, scale, rtol, atol):
+            if abs(analytic - numeric) <= differences.allowed(slope, scale, rtol, atol):
+                continue
+            sides = None if jumps else differences.undeclared_kink(direction, unit * scale)
+            if sides is None:
                 found.wrong.append(ElementResult(variables[i].name, index, analytic, numeric))
-            continue
-        sides = None if jumps or not differences.at_kink(direction) else (
-            differences.one_sided(direction)
-        )  # fmt: skip
+                continue
+        else:
+            sides = None if jumps or not differences.at_kink(direction) else (
+                differences.one_sided(direction)
+            )  # fmt: skip
         if sides is None:
             found.unknown += 1
             continue

@@ -11,9 +11,11 @@ import numpy as np
 from minires import autograd
 from minires.autograd import Tensor, enable_grad, is_grad_enabled
 from minires.nn import Module
+from minires.testing.array_problem import ArrayProblem
 from minires.testing.curve import STEPS, StepCurve
 from minires.testing.numeric import draw_upstream
-from minires.testing.problem import ArrayProblem, Params, TensorProblem, as_sequence, floating
+from minires.testing.precision import checked_dtype
+from minires.testing.problem import Params, TensorProblem, as_sequence, floating
 from minires.testing.procedure import Options, check
 from minires.testing.report import GradcheckError, GradcheckReport
 from minires.testing.state import Lent, lent
@@ -24,7 +26,8 @@ def gradcheck(
     inputs: Any,
     *,
     params: Params = None,
-    grad: Callable[..., Any] | None = None,
+    grad: Callable[..., Any] | bool | None = None,
+    dtype: Any = None,
     eps: float = 1e-4,
     rtol: float = 1e-7,
     atol: float = 1e-9,
@@ -32,7 +35,8 @@ def gradcheck(
     elements: int | None = None,
     seed: int = 0,
     curve: bool = False,
-    raise_exception: bool = True,
+    report: bool = False,
+    raise_exception: bool | None = None,
 ) -> GradcheckReport:
     """Compare the gradient of a function or module with finite differences.
 
@@ -40,14 +44,23 @@ def gradcheck(
         gradcheck(model, x)                            # a Module: its parameters are checked too
         gradcheck(lambda x: loss(model(x)), x, params=model)
         gradcheck(f, (a, b), grad=df)                  # arrays; df(a, b, upstream) -> (da, db)
+        gradcheck(loss, (weights, x), grad=True)       # arrays; returns (value, gradients)
 
-    fn: returns a floating-point Tensor or a tuple of them. What it returns may be of any shape:
-        every output receives a random gradient.
+    fn: returns a floating-point Tensor or a tuple or dict of them. What it returns may be of any
+        shape: every output receives a random gradient.
     inputs: one argument or a sequence. Floating-point Tensors are handed to fn as float64 copies;
-        those that require gradients are checked. Everything else is handed on untouched.
+        those that require gradients are checked. Everything else is handed on untouched. An
+        argument may be a dict, list or tuple of Tensors, nested as you like.
     params: further tensors to check: a Module, a mapping of names to tensors, or a sequence.
     grad: the hand-written gradient, if fn is a function of NumPy arrays; then every floating-point
-        array among the inputs is checked. None in its result means zero.
+        array among the inputs is checked. grad(*inputs, *upstream) returns one gradient per input,
+        or per floating-point input; for an argument that is a dict of arrays, a dict. None means
+        zero. True: fn itself returns (value, gradients) for a value that is one number (as
+        scipy.optimize.minimize wants with jac=True), or (outputs, pull_back), where
+        pull_back(*upstream) returns the gradients.
+    dtype: float32 or float16: compute the gradient in it, too, and compare with float64's at the
+        same point, within what rounding explains (see `testing.precision`). The inputs are rounded
+        to it first.
     eps: the first step along a random unit direction; smaller ones are tried near kinks and where
         the difference has not converged.
     rtol, atol: |analytic - numeric| <= atol + rtol * size, the size being that of the gradient
@@ -56,25 +69,30 @@ def gradcheck(
     directions: how many random directions, each with an upstream gradient of its own.
     elements: how many elements of the worst tensor are differenced one by one after a failure;
         by default 256, or 32 for problems of over 20,000 elements.
-    curve: also measure the error against the step, see `StepCurve`.
+    curve: also measure the error against the step (`StepCurve`) and the slope test (`SlopeTest`).
+    report: the same, and return a report of a wrong gradient instead of raising: `print(report)`,
+        `report.explain()`, `report.plot("v.png")`.
 
     While it is checked, a module computes in float64 and starts every evaluation from the same
     parameters, buffers and random numbers, so training-mode batch norm and dropout can be checked.
     Afterwards everything (parameters, buffers, `.grad`, mode, random state) is as it was, bit for
-    bit. The random generator of minires is reset between evaluations, others are not.
+    bit. The random generator of minires, NumPy's global one and Python's are reset between
+    evaluations and left as they were; generators of your own are not.
 
     Returns a report that is true if the gradient is right. Otherwise raises GradcheckError, an
     AssertionError with the report as its message and in `.report`, unless `raise_exception` is
-    off. Raises ValueError if there is nothing to check.
+    False (as it is by default with `report`). Raises ValueError if there is nothing to check.
     """
-    options = Options(eps, rtol, atol, directions, elements, seed, curve)
-    if grad is not None:
+    low = None if dtype is None else checked_dtype(dtype)
+    options = Options(eps, rtol, atol, directions, elements, seed, curve or report, dtype=low)
+    raising = not report if raise_exception is None else raise_exception
+    if grad is not None and grad is not False:
         if params is not None or isinstance(fn, Module):
             raise TypeError("gradcheck: grad= is for functions of arrays, which have no params")
-        return _verdict(check(ArrayProblem(fn, grad, inputs), options), raise_exception)
-    with _lent_to(fn, params) as (state, modules, parameters):
-        problem = TensorProblem(fn, inputs, parameters, modules, state)
-        return _verdict(check(problem, options), raise_exception)
+        return _verdict(check(ArrayProblem(fn, grad, inputs, low), options), raising)
+    with _lent_to(fn, params, low) as (state, modules, parameters):
+        problem = TensorProblem(fn, inputs, parameters, modules, state, low)
+        return _verdict(check(problem, options), raising)
 
 
 def gradgradcheck(
@@ -89,7 +107,8 @@ def gradgradcheck(
     elements: int | None = None,
     seed: int = 0,
     curve: bool = False,
-    raise_exception: bool = True,
+    report: bool = False,
+    raise_exception: bool | None = None,
 ) -> GradcheckReport:
     """Compare gradients of gradients with finite differences of first gradients.
 
@@ -97,7 +116,8 @@ def gradgradcheck(
     v that is an input like the others; see `gradcheck` for everything else. At a kink the first
     gradient jumps, so elements that lie on one are left out.
     """
-    options = Options(eps, rtol, atol, directions, elements, seed, curve, jumps=True)
+    options = Options(eps, rtol, atol, directions, elements, seed, curve or report, jumps=True)
+    raising = not report if raise_exception is None else raise_exception
     with _lent_to(fn, params) as (state, modules, parameters):
         first = TensorProblem(fn, inputs, parameters, modules, state)
         outputs, changed = first.prepare()
@@ -115,7 +135,7 @@ def gradgradcheck(
         )
         second.rename([*first.argument_names, *names])
         second.name = f"gradient of {first.name}"
-        return _verdict(check(second, options), raise_exception)
+        return _verdict(check(second, options), raising)
 
 
 def _gradient_of(problem: TensorProblem, count: int) -> Callable[..., tuple[Tensor, ...]]:
@@ -142,7 +162,7 @@ def _gradient_of(problem: TensorProblem, count: int) -> Callable[..., tuple[Tens
 
 def step_curve(
     fn: Callable[..., Any], inputs: Any, *, params: Params = None,
-    grad: Callable[..., Any] | None = None, seed: int = 0,
+    grad: Callable[..., Any] | bool | None = None, seed: int = 0,
 ) -> StepCurve:  # fmt: skip
     """The error of the difference quotient for steps from 1/4 down to 2e-12: the V.
 
@@ -150,9 +170,8 @@ def step_curve(
     `.best` the best step with its error. Raises RuntimeError where every direction meets a kink.
     """
     report = gradcheck(
-        fn, inputs, params=params, grad=grad, seed=seed, directions=1, elements=1, curve=True,
-        raise_exception=False,
-    )  # fmt: skip
+        fn, inputs, params=params, grad=grad, seed=seed, directions=1, elements=1, report=True
+    )
     if report.curve is None:
         raise RuntimeError(f"step_curve: no curve could be measured ({len(STEPS)} steps): {report}")
     return report.curve
@@ -163,15 +182,21 @@ def assert_gradients(
     inputs: Any,
     *,
     params: Params = None,
+    grad: Callable[..., Any] | bool | None = None,
+    dtype: Any = None,
     second_order: bool = True,
     **options: Any,
 ) -> None:
-    """gradcheck and gradgradcheck in one line, for tests: raises GradcheckError or returns.
+    """gradcheck and gradgradcheck in one line of a test; a failure's message is the report.
 
-    options: as for `gradcheck`, used for both.
+    second_order: whether gradients of gradients are checked; a function of arrays (`grad`) has
+        none to check.
+    options: further ones of `gradcheck`, used for both.
+
+    Raises GradcheckError, an AssertionError, if a gradient is wrong.
     """
-    gradcheck(fn, inputs, params=params, **options)
-    if second_order:
+    gradcheck(fn, inputs, params=params, grad=grad, dtype=dtype, **options)
+    if second_order and not grad:
         gradgradcheck(fn, inputs, params=params, **options)
 
 
@@ -183,7 +208,7 @@ def _verdict(report: GradcheckReport, raise_exception: bool) -> GradcheckReport:
 
 @contextmanager
 def _lent_to(
-    fn: Callable[..., Any], params: Params
+    fn: Callable[..., Any], params: Params, through: Any = None
 ) -> Iterator[tuple[Lent, list[Module], dict[str, Tensor]]]:
     """The modules and tensors to check with their names, lent for the length of the check."""
     if not callable(fn):
@@ -200,5 +225,5 @@ def _lent_to(
             raise TypeError(f"gradcheck: {name} must be a Tensor, got {type(parameter).__name__}")
         if not any(parameter is p for p in parameters.values()):
             parameters[name if name not in parameters else f"params.{name}"] = parameter
-    with lent(modules, parameters.values()) as state:
+    with lent(modules, parameters.values(), through) as state:
         yield state, modules, parameters

@@ -204,3 +204,27 @@ class Differences:
             else:
                 return None
         return slopes[0], slopes[1]
+
+    def undeclared_kink(self, direction: Direction, scale: float) -> tuple[float, float] | None:
+        """The slopes to the left and right, if they differ however close one looks.
+
+        For kinks that were not registered, and for functions of arrays, which cannot register any.
+        The difference of the slopes of a smooth function shrinks with the square of the step.
+        """
+        wide, narrow = (self._sides(direction, self.eps * k) for k in (1.0, 0.125))
+        gap, nearer = (right - left for left, right in (wide, narrow))
+        if abs(nearer) > 1e-3 * max(scale, *map(abs, narrow)) and (
+            abs(nearer - gap) < 0.1 * abs(nearer)
+        ):
+            return narrow
+        return None
+
+    def _sides(self, direction: Direction, h: float) -> tuple[float, float]:
+        """One-sided slopes with one step, whatever kinks are known."""
+        centre, _ = self.outputs(direction, 0.0)
+        slopes = []
+        for step in (-h, h):
+            near, far = (self.outputs(direction, k * step)[0] for k in (1.0, 2.0))
+            rise = 4.0 * self.paired(near, centre) - self.paired(far, centre)
+            slopes.append(rise / (2.0 * step))
+        return slopes[0], slopes[1]

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from minires.testing.array_problem import ArrayProblem
 from minires.testing.audit import (
     NEGLIGIBLE,
     Audit,
@@ -28,8 +30,9 @@ from minires.testing.audit import (
 )
 from minires.testing.blame import faults, norm
 from minires.testing.curve import measure
-from minires.testing.diagnosis import FAULTS, Suspect, diagnose, halve, worst_element
+from minires.testing.diagnosis import Suspect, diagnose, halve, worst_element
 from minires.testing.elementwise import Place, examine, places
+from minires.testing.faults import FAULTS
 from minires.testing.numeric import (
     Differences,
     Direction,
@@ -39,8 +42,10 @@ from minires.testing.numeric import (
     inner,
 )
 from minires.testing.observe import Array
-from minires.testing.problem import ArrayProblem, TensorProblem, same_bits
+from minires.testing.precision import compare_precision
+from minires.testing.problem import TensorProblem, same_bits
 from minires.testing.report import Cause, DirectionResult, GradcheckReport, TensorResult
+from minires.testing.taylor import slope_test
 
 GIVE_UP = 20
 """Rejected steps after which a point is said to be too close to its kinks."""
@@ -52,7 +57,11 @@ MANY_TENSORS = 64
 
 @dataclass(frozen=True)
 class Options:
-    """See `gradcheck`. jumps: the function is a gradient, which jumps where the original kinks."""
+    """See `gradcheck`.
+
+    jumps: the function is a gradient, which jumps where the original kinks.
+    dtype: another dtype to compare with float64.
+    """
 
     eps: float = 1e-4
     rtol: float = 1e-7
@@ -62,6 +71,7 @@ class Options:
     seed: int = 0
     curve: bool = False
     jumps: bool = False
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         if not self.eps > 0:
@@ -102,8 +112,15 @@ class _Check:
                 self.element_by_element(differences, gradients)
                 break
             if not report.passed:
-                self.explain(differences, gradients, audit)
+                if self.on_undeclared_kink(differences, gradients):
+                    self.element_by_element(differences, gradients)
+                else:
+                    self.explain(differences, gradients, audit)
                 break
+        if report.passed and self.options.dtype is not None:
+            upstream = draw_upstream(self.outputs, self.rng)
+            dtype = self.options.dtype
+            compare_precision(self.problem, self.values, upstream, dtype, self.rng, report)
         return report
 
     # -- the function and its gradient, before any difference ----------------------------------
@@ -240,13 +257,14 @@ class _Check:
                 )
                 return False
         if options.curve and report.curve is None:
-            report.curve = measure(
-                differences, d, inner(gradients, d), self.scale(gradients, d, slope)
-            )
+            analytic = inner(gradients, d)
+            report.curve = measure(differences, d, analytic, self.scale(gradients, d, slope))
+            report.slopes = slope_test(differences, d, analytic)
         error, right = self.compare(differences, gradients, d, slope)
         report.directions.append(
             DirectionResult(inner(gradients, d), slope.value, error, slope.eps, right)
         )
+        self.last = d
         report.passed &= right
         return False
 
@@ -397,6 +415,24 @@ class _Check:
             )
         )
 
+    def on_undeclared_kink(
+        self, differences: Differences, gradients: Sequence[Array | None]
+    ) -> bool:
+        """Whether the direction that failed leaves the point with another slope on each side.
+
+        Then it says nothing: what it found is taken back.
+        """
+        report = self.report
+        if self.options.jumps or report.causes or not report.directions:
+            return False
+        size = norm(gradients, self.last)
+        sides = differences.undeclared_kink(self.last, size)
+        if sides is None:
+            return False
+        report.directions.pop()
+        report.passed = True
+        return True
+
     def element_by_element(
         self, differences: Differences, gradients: Sequence[Array | None]
     ) -> None:
@@ -408,8 +444,9 @@ class _Check:
         )
         report.elements, report.looked_at = found.wrong, found.looked_at
         report.on_kinks = found.on_kinks
+        kink = differences.kink or "one that nobody declared"
         report.notes.append(
-            f"the point lies on a kink ({differences.kink}), so {found.looked_at} elements were "
+            f"the point lies on a kink ({kink}), so {found.looked_at} elements were "
             f"differenced one by one; {found.on_kinks} of them lie on a kink and have a value "
             "between their one-sided slopes"
             + (f"; {found.unknown} could not be judged" if found.unknown else "")
@@ -423,4 +460,4 @@ class _Check:
                 else f"on a point with kinks only elements are compared; {FAULTS['unknown']}",
             )
         elif found.unknown == found.looked_at:
-            report.fail("kink", f"every element lies on a kink ({differences.kink}): move away")
+            report.fail("kink", f"every element lies on a kink ({kink}): move away")

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from minires.kernels.geometry import shape_text
 from minires.testing.compare import element
 from minires.testing.curve import StepCurve
+from minires.testing.faults import ADVICE, FAULTS
+from minires.testing.taylor import SlopeTest
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause. kind: a key of `diagnosis.FAULTS`; where: the operation at fault, or ""."""
+    """A likely cause. kind: a key of `faults.FAULTS`; where: the operation at fault, or "".
+
+    evidence: the number that speaks for it: the error with the fault cured, and without.
+    """
 
     kind: str
     text: str
     where: str = ""
+    evidence: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.text}" if self.where else self.text
+        text = f"{self.text} ({self.evidence})" if self.evidence else self.text
+        return f"{self.where}: {text}" if self.where else text
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,37 @@ class TensorResult:
     passed: bool
 
 
+@dataclass(frozen=True)
+class PrecisionResult:
+    """One gradient in a lower precision.
+
+    error: the largest |g_dtype - g_float64|, at `index`; allowed: what rounding explains;
+    size: the largest |g_float64|.
+    """
+
+    tensor: str
+    dtype: str
+    index: tuple[int, ...]
+    error: float
+    allowed: float
+    size: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed
+
+    @property
+    def relative(self) -> float:
+        """The error relative to the gradient's largest element."""
+        return self.error / self.size if self.size else self.error
+
+    def __str__(self) -> str:
+        return (
+            f"{element(self.tensor, self.index)} in {self.dtype}: off by {self.error:.2g}, "
+            f"{self.relative:.1e} of the largest element; rounding explains {self.allowed:.2g}"
+        )
+
+
 def relative(a: float, b: float) -> float:
     """|a - b| / max(|a|, |b|); 0 if both are zero."""
     largest = max(abs(a), abs(b))
@@ -90,7 +129,9 @@ class GradcheckReport:
     elements: elements found wrong, worst first; looked_at: how many were differenced one by one.
     rejected: steps given up because a kink lay between their ends.
     on_kinks: elements on a kink whose analytic value lies between the one-sided slopes.
+    precision: one result per tensor, where another dtype was asked for.
     notes: what the reader should know beyond the verdict.
+    curve, slopes: the error against the step and the slope test, where they were asked for.
     """
 
     name: str
@@ -104,6 +145,8 @@ class GradcheckReport:
     on_kinks: int = 0
     notes: list[str] = field(default_factory=list)
     curve: StepCurve | None = None
+    slopes: SlopeTest | None = None
+    precision: list[PrecisionResult] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return self.passed
@@ -123,7 +166,7 @@ class GradcheckReport:
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of the causes: keys of `diagnosis.FAULTS`."""
+        """The kinds of the causes: keys of `faults.FAULTS`."""
         return {cause.kind for cause in self.causes}
 
     def fail(self, kind: str, text: str, where: str = "") -> None:
@@ -146,11 +189,37 @@ class GradcheckReport:
                 lines.append(f"  {len(self.elements)} wrong of {self.looked_at} looked at")
             lead = "" if self.undecided else "likely cause: "
             lines += [f"  {lead}{cause}" for cause in self.causes]
+            kinds = dict.fromkeys(cause.kind for cause in self.causes)
+            lines += [f"  look at: {ADVICE[kind]}" for kind in kinds]
             lines += [f"  note: {note}" for note in self.notes]
             lines += self._table()
+        if self.precision:
+            worst = max(self.precision, key=lambda p: p.error / p.allowed if p.allowed else 0.0)
+            lines.append(f"  {worst}")
         if self.curve is not None:
             lines.append(str(self.curve))
+        if self.slopes is not None:
+            lines.append(str(self.slopes))
         return "\n".join(lines)
+
+    def explain(self) -> str:
+        """Each cause at length: what the kind of fault is, what speaks for it, where to look."""
+        if self.passed:
+            return f"{self.name}: nothing to explain, the gradient is right"
+        parts = []
+        for cause in self.causes:
+            lines = [f"{cause.kind}: {FAULTS[cause.kind]}", f"  found: {cause}"]
+            parts.append("\n".join([*lines, f"  look at: {ADVICE[cause.kind]}"]))
+        return "\n".join(parts)
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the error against the step, and the slope test, into a picture file.
+
+        Raises ValueError if they were not measured: ask for gradcheck(..., report=True).
+        """
+        from minires.testing.plots import plot_report
+
+        return plot_report(self, Path(path))
 
     def _measured(self) -> str:
         if not self.directions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +17,28 @@ from minires.nn import Module
 _TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
-def lifted(array: Any) -> Any:
-    """A copy in the same memory layout, float64 if it is of a floating-point dtype."""
-    return np.array(array, dtype=np.float64 if array.dtype.kind == "f" else None, order="K")
+def lifted(array: Any, through: Any = None) -> Any:
+    """A copy in the same memory layout, float64 if it is of a floating-point dtype.
+
+    through: a dtype to round floating-point numbers to on the way, so that they are exact in it.
+    """
+    if array.dtype.kind != "f":
+        return np.array(array, order="K")
+    rounded = array if through is None else array.astype(through)
+    return np.array(rounded, dtype=np.float64, order="K")
+
+
+class _Randomness:
+    """The state of every generator that is shared: minires' own, NumPy's global one, Python's."""
+
+    def __init__(self) -> None:
+        self.own, self.python = get_rng_state(), random.getstate()
+        self.numpy = np.random.get_state()  # noqa: NPY002 - whoever still uses it
+
+    def put_back(self) -> None:
+        set_rng_state(self.own)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
 
 
 class _TensorState:
@@ -58,33 +78,40 @@ class Lent:
 
     `reset()` starts the next evaluation from the same parameters, buffers, attributes and random
     numbers as the one before.
+
+    dtype: of the copies; may be changed between evaluations.
     """
 
-    def __init__(self, modules: Iterable[Module], tensors: Iterable[Tensor]) -> None:
+    def __init__(
+        self, modules: Iterable[Module], tensors: Iterable[Tensor], through: Any = None
+    ) -> None:
         submodules = {id(m): m for root in modules for m in root.modules()}
         held = [t for m in submodules.values() for t in (*_own(m, "_parameters"),
                                                          *_own(m, "_buffers"))]  # fmt: skip
         unique = {id(t): t for t in (*held, *tensors)}
         self.modules = [_ModuleState(m) for m in submodules.values()]
         self.tensors = [_TensorState(t) for t in unique.values()]
-        self.copies = {id(s.tensor): lifted(s.array) for s in self.tensors}
-        self.random = get_rng_state()
+        self.copies = {id(s.tensor): lifted(s.array, through) for s in self.tensors}
+        self.dtype: Any = np.float64
+        self.randomness = _Randomness()
 
     def reset(self) -> None:
         for module in self.modules:
             module.put_back()
         for state in self.tensors:
-            put(state.tensor, self.copies[id(state.tensor)].copy(order="K"))
+            copy = self.copies[id(state.tensor)]
+            dtype = self.dtype if copy.dtype.kind == "f" else copy.dtype
+            put(state.tensor, copy.astype(dtype, order="K"))
             state.tensor.grad = None
             state.tensor.requires_grad = state.requires_grad
-        set_rng_state(self.random)
+        self.randomness.put_back()
 
     def give_back(self) -> None:
         for module in self.modules:
             module.put_back()
         for state in self.tensors:
             state.put_back()
-        set_rng_state(self.random)
+        self.randomness.put_back()
 
 
 def _own(module: Module, table: str) -> list[Tensor]:
@@ -97,9 +124,11 @@ def put(tensor: Tensor, array: Any) -> None:
 
 
 @contextmanager
-def lent(modules: Iterable[Module], tensors: Iterable[Tensor]) -> Iterator[Lent]:
-    """Lend modules and tensors for the length of a block."""
-    state = Lent(modules, tensors)
+def lent(
+    modules: Iterable[Module], tensors: Iterable[Tensor], through: Any = None
+) -> Iterator[Lent]:
+    """Lend modules and tensors for the length of a block; `through`: see `lifted`."""
+    state = Lent(modules, tensors, through)
     try:
         yield state
     finally:

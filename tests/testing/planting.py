@@ -12,7 +12,7 @@ import minires as mr
 from minires import functional as F
 from minires import nn
 from minires.testing import GradcheckReport, gradcheck
-from minires.testing.diagnosis import FAULTS
+from minires.testing.faults import FAULTS
 
 Array = np.ndarray
 

@@ -15,7 +15,7 @@ import minires as mr
 from minires import functional as F
 from minires import nn
 from minires.testing import gradcheck
-from minires.testing.diagnosis import FAULTS
+from minires.testing.faults import FAULTS
 
 # -- one operation, or a gradient of arrays ------------------------------------------------------
 
