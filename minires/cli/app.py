@@ -15,10 +15,12 @@ import typer
 
 from minires._names import nearest
 from minires.cli.evaluate import evaluate
+from minires.cli.experiment import experiment
 from minires.cli.gradcheck import gradcheck
 from minires.cli.info import info
 from minires.cli.kernels import app as kernels
 from minires.cli.models import models
+from minires.cli.paths import paths
 from minires.cli.train import train
 
 # Typer exports this one; its bases are the same errors in every version.
@@ -39,6 +41,8 @@ app.command("eval")(evaluate)
 app.command()(models)
 app.command()(gradcheck)
 app.add_typer(kernels)
+app.command()(paths)
+app.command()(experiment)
 app.command()(info)
 
 
