@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from minires.bench.machine import caches, memory, processor_name
+from minires.files import atomic_write_text
 from minires.kernels.threads import available_cores, num_threads
 
 DTYPES = ("float32", "float64")
@@ -123,14 +123,7 @@ def _write(path: Path, found: Limits) -> None:
     """Keep it, whole or not at all; a folder that cannot be written is no error."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(asdict(found), file, indent=1)
-            os.replace(name, path)
-        except OSError:
-            os.unlink(name)
-            raise
+        atomic_write_text(path, json.dumps(asdict(found), indent=1))
 
 
 def _measure(threads: int) -> Limits:

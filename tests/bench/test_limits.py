@@ -1,5 +1,6 @@
 """Limits: measured once, kept by machine, threads and version, and never a reason to fail."""
 
+import importlib
 import json
 import os
 import stat
@@ -12,7 +13,7 @@ from minires.bench import Limits, limits
 from minires.kernels.threads import available_cores
 
 # The package exports the function under the module's name.
-module = __import__("sys").modules["minires.bench.limits"]
+module = importlib.import_module("minires.bench.limits")
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_nothing_half_written_is_left(measured, monkeypatch, tmp_path):
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     limits(1)
     assert list((tmp_path / "cache" / "minires").iterdir()) == []
 
