@@ -9,11 +9,21 @@
     Recorder(model, x, y)          responses and gradients while a net trains
     to_plain(model)                the same function without shortcuts; plain_report: what it costs
     shortcuts_from_identity(net)   identities in a plain net's kernels, written as shortcuts
+    saliency, guided_backprop, grad_cam(model, x)     what a class score depends on
+    first_filters, refinement, top_patches, receptive_field    what channels look at
+    vanishing, neuron_chain, learn_identity, small_responses, bottleneck_cost    small truths
 
 Every function works on a copy: the model, its statistics and the random numbers stay as they are.
 Results are dataclasses with `table()`, which is text, and `plot(path)`, which is a figure.
 """
 
+from minires.anatomy.features import (
+    first_filters,
+    grad_cam,
+    guided_backprop,
+    refinement,
+    saliency,
+)
 from minires.anatomy.joins import Join, Joins, joins
 from minires.anatomy.lesions import (
     DeletedBlock,
@@ -40,5 +50,8 @@ from minires.anatomy.profiles import (
     histograms,
     responses,
 )
+from minires.anatomy.receptive import receptive_field, top_patches
 from minires.anatomy.recorder import Moment, Recorder
+from minires.anatomy.truths import bottleneck_cost, neuron_chain, vanishing
+from minires.anatomy.truths_trained import learn_identity, small_responses
 from minires.anatomy.written import WrittenBlock, WrittenNet, shortcuts_from_identity
