@@ -2,6 +2,7 @@
 
     joins(model, x, y)             at each block, the gradient by the shortcut and by the branch
     paths(model, x, y)             the gradient as a sum over paths by their length, exactly
+    single_paths(model, x, y)      gradients of drawn single paths, as Veit et al. measured them
     lesion_study(model, (x, y))    error with blocks deleted or exchanged
     responses(model, x)            standard deviation of each layer's response
     gradient_norms(model, x, y)    size of the gradient by depth
@@ -39,7 +40,7 @@ from minires.anatomy.lesions import (
     random_swaps,
     swap_blocks,
 )
-from minires.anatomy.paths import Depth, Paths, paths
+from minires.anatomy.paths import Depth, Paths, SinglePaths, paths, single_paths
 from minires.anatomy.plain import PlainCost, PlainReport, plain_report, to_plain
 from minires.anatomy.profiles import (
     GradientNorms,

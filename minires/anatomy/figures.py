@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from minires.anatomy.joins import Joins
     from minires.anatomy.lesions import LesionStudy
-    from minires.anatomy.paths import Depth, Paths
+    from minires.anatomy.paths import Depth, Paths, SinglePaths
     from minires.anatomy.profiles import GradientNorms, Histograms, ModelHistograms, Responses
     from minires.anatomy.recorder import Moment
 
@@ -61,35 +61,41 @@ def draw_joins(joins: Joins, path: Path = None) -> Figure:
     return figure
 
 
-def draw_paths(paths: Paths, depth: Depth, path: Path = None) -> Figure:
-    """Figure 6 of Veit et al. (2016) at one depth, from exact sums."""
+def draw_paths(
+    paths: Paths, depth: Depth, singles: SinglePaths | None, path: Path = None
+) -> Figure:
+    """Figure 6 of Veit et al. (2016) at one depth, from exact sums; and from drawn single paths."""
     from matplotlib.ticker import MaxNLocator
 
     lengths = np.arange(len(depth.norms))
-    n = len(depth.counts) - 1
+    counts = np.array([float(c) for c in depth.counts])
+    total = f"{int(counts.sum()):,}" if counts.sum() < 1e7 else f"{counts.sum():.2e}"
     where = {"image": "the image", "head": "the head's input"}.get(depth.name, depth.name)
-    subtitle = f"{n} blocks, {sum(depth.counts):,} paths" if n < 24 else (
-        f"{n} blocks, {float(sum(depth.counts)):.2e} paths")  # fmt: skip
-    subtitle += f"; gradient at {where}; all paths of a length carried together, none sampled"
-    with canvas(11, 3.7, "The gradient by path length", subtitle, path) as figure:
+    subtitle = (f"{len(paths.names) - 1 - ('image' in paths.names)} blocks; {total} paths from the "
+                f"loss to {where}, all paths of a length carried together")  # fmt: skip
+    if singles is not None:
+        subtitle += f"; dots: {singles.norms.shape[1]} single paths of each length"
+    with canvas(11.5, 3.8, "The gradient by path length", subtitle, path) as figure:
         count, single, all_of = figure.subplots(1, 3)
-        counts = np.array([float(c) for c in depth.counts[: len(lengths)]])
-        total = float(sum(depth.counts))
-        count.bar(lengths, 100 * counts / total, color=NEUTRAL, width=0.85)
-        heading(count, "How many paths have this length")
+        count.bar(lengths, 100 * counts[: len(lengths)] / counts.sum(), color=NEUTRAL, width=0.85)
+        heading(count, "Paths of this length")
         count.set_ylabel("% of all paths")
-        per_path = depth.norm_per_path
-        shown = per_path > 0
-        single.plot(lengths[shown], per_path[shown], color=BRANCH, marker="o", markersize=3.2)
-        if shown.any():
+        _line(single, lengths, _positive(depth.norm_per_path), SHORTCUT, "norm of the mean")
+        if singles is not None:
+            x = np.repeat(singles.lengths, singles.norms.shape[1])
+            single.scatter(x, _positive(singles.norms.ravel()), s=7, color=BRANCH, alpha=0.4,
+                           linewidths=0)  # fmt: skip
+            _line(single, singles.lengths, _positive(singles.mean), BRANCH, "mean of norms")
+            single.legend(frameon=False, loc="best")
+        if (depth.norms > 0).any():
             single.set_yscale("log")
-        heading(single, "Gradient of a single path (norm of the mean)")
+        heading(single, "Gradient of a single path")
         all_of.bar(lengths, depth.norms, color=SHORTCUT, width=0.85)
-        all_of.axhline(depth.whole_norm, color=BRANCH, linewidth=1.2, linestyle="--")
-        all_of.annotate("whole gradient", (1, depth.whole_norm), (0, 3), color=BRANCH, fontsize=8.5,
+        all_of.axhline(depth.whole_norm, color=NEUTRAL, linewidth=1.2, linestyle="--")
+        all_of.annotate("whole gradient", (1, depth.whole_norm), (0, 3), color=NEUTRAL, ha="right",
                         xycoords=("axes fraction", "data"), textcoords="offset points",
-                        ha="right")  # fmt: skip
-        heading(all_of, "Gradient of all paths of this length (norm)")
+                        fontsize=8.5)  # fmt: skip
+        heading(all_of, "Gradient of all paths of this length")
         for axes in (count, single, all_of):
             axes.set_xlabel("branches on the path")
             axes.set_xlim(-0.7, lengths[-1] + 0.7)

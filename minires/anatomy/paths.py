@@ -13,6 +13,10 @@ the join (the relu's mask), S and B those of shortcut and branch. At the block's
 
 which starts from g_0, the gradient at the head's input. n(n+1)/2 passes through a branch give
 every length at every depth: nothing is sampled. The sum over k is the whole gradient.
+
+Veit et al. instead draw single paths and average the norms of their gradients, which
+`single_paths` does. The two differ: gradients of different paths point in different directions and
+cancel in part, so the norm of all paths of a length is below their number times the mean norm.
 """
 
 from __future__ import annotations
@@ -116,12 +120,33 @@ class Paths:
             for k, per_path in enumerate(depth.norm_per_path)
         ])  # fmt: skip
 
-    def plot(self, path: Path = None, at: str | None = None) -> Figure:
+    def plot(
+        self, path: Path = None, at: str | None = None, singles: SinglePaths | None = None
+    ) -> Figure:
         """The three pictures of Veit et al. (2016), figure 6: how many paths have each length,
-        the gradient of a single one, and the product, what each length contributes."""
+        the gradient of a single one, and what each length contributes.
+
+        singles: what `single_paths` found for the same batch, to draw beside it.
+        """
         from minires.anatomy.figures import draw_paths
 
-        return draw_paths(self, self.depth(at), path)
+        return draw_paths(self, self.depth(at), singles, path)
+
+
+@dataclass(frozen=True)
+class SinglePaths:
+    """Gradients of single paths at the first block's input.
+
+    lengths: int64 (L,), branches on the path. norms: float64 (L, samples), Euclidean.
+    """
+
+    lengths: Array
+    norms: Array
+
+    @property
+    def mean(self) -> Array:
+        """(L,), the mean norm of a path of each length."""
+        return np.asarray(self.norms.mean(axis=1))
 
 
 def paths(
@@ -195,6 +220,58 @@ def paths(
         loss=whole.loss,
         dtype=str(stem.output._data.dtype),  # type: ignore[union-attr]
     )
+
+
+def single_paths(
+    model: Module,
+    x: Any,
+    y: Any,
+    *,
+    lengths: Sequence[int] | None = None,
+    samples: int = 4,
+    seed: int = 0,
+    dtype: Any = None,
+    loss: Loss | None = None,
+) -> SinglePaths:
+    """The gradients of drawn single paths, as Veit et al. (2016), section 5, measured them.
+
+    lengths: how many branches a path shall have; all that exist by default. samples: paths of each
+    length, drawn from `seed` evenly among all of that length. The rest is as for `paths`.
+
+    Raises ValueError for a length that no path has, and as `paths` does.
+    """
+    rng = np.random.default_rng(seed)
+    with opened("single_paths", model, x, y, loss, dtype) as net:
+        parts = net.parts()
+        blocks = parts.blocks[::-1]
+        free = [i for i, b in enumerate(blocks) if _exists(b.branch) and _exists(b.shortcut)]
+        fixed = [i for i, b in enumerate(blocks) if _exists(b.branch) and not _exists(b.shortcut)]
+        known = range(len(fixed), len(fixed) + len(free) + 1)
+        wanted = list(known if lengths is None else lengths)
+        for length in wanted:
+            if length not in known:
+                raise ValueError(
+                    f"single_paths: paths have {known[0]} to {known[-1]} branches, got {length}"
+                )
+        start = parts.start()
+        norms = np.zeros((len(wanted), samples))
+        for row, length in zip(norms, wanted, strict=True):
+            for sample in range(samples):
+                drawn = {*fixed, *rng.choice(free, length - len(fixed), replace=False).tolist()}
+                row[sample] = norm(_along(blocks, drawn, start))
+    return SinglePaths(np.array(wanted), norms)
+
+
+def _along(blocks: Sequence[BlockParts], branches: Collection[int], start: Array) -> Array | None:
+    """The gradient that comes back through these blocks, by the branch of those listed."""
+    gradient: Array | None = start
+    for i, block in enumerate(blocks):
+        at_branch, at_shortcut = block.join.pull(gradient)
+        if i in branches:
+            gradient = block.branch.pull(at_branch)[0]
+        else:
+            gradient = block.shortcut.pull(at_shortcut)[0]
+    return gradient
 
 
 def _kept(at: str | Sequence[str] | None, names: Sequence[str]) -> Collection[str]:
