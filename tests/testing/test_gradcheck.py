@@ -176,7 +176,7 @@ def test_the_error_is_an_assertion_that_carries_the_report(rng: np.random.Genera
         (lambda x: gradcheck(lambda a: a, 3, grad=lambda a, u: u), ValueError, "nothing to check"),
         (lambda x: gradcheck(lambda x: x.numpy(), x), TypeError, "pass grad= for a NumPy"),
         (lambda x: gradcheck(lambda x: x > 0, x), TypeError, "no floating-point Tensor"),
-        (lambda x: gradcheck(lambda x: x, x, dtype="int8"), ValueError, "dtype is float64, float32"),
+        (lambda x: gradcheck(lambda x: x, x, dtype="int8"), ValueError, "float32, float16"),
         (lambda x: gradcheck(3, x), TypeError, "a function or a Module"),
         (lambda x: gradcheck(lambda x: x, x, params=[3]), TypeError, "must be a Tensor, got int"),
         (lambda x: gradcheck(lambda x: x, x, params={"y": x * 2}), ValueError, "must be leaves"),
