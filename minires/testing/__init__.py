@@ -8,6 +8,7 @@
     strategies                        Hypothesis strategies: tensors, geometries, small nets
     check_conv_adjoints(geometry)     exact identities, at full layer size
     check_kernel("conv2d", "mine")    a kernel against the reference, on shapes that break kernels
+    kernel_case("conv2d", "mine", g)  one call of a kernel, with its arrays
     check_all()                       gradcheck over every operation and layer there is
     assert_close(actual, expected)    the one comparison of arrays
 """
@@ -26,7 +27,8 @@ from minires.testing.compare import assert_close
 from minires.testing.curve import StepCurve
 from minires.testing.faults import ADVICE, FAULTS
 from minires.testing.gradcheck import assert_gradients, gradcheck, gradgradcheck, step_curve
-from minires.testing.kernels import KernelReport, check_kernel
+from minires.testing.kernel_report import KernelCase, KernelReport
+from minires.testing.kernels import check_kernel, kernel_case
 from minires.testing.kinks import record_branches, register_kink
 from minires.testing.report import Cause, GradcheckError, GradcheckReport, PrecisionResult
 from minires.testing.taylor import SlopeTest

@@ -6,6 +6,7 @@ dilation, leftover rows that no window covers, and channel counts that no block 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -152,25 +153,38 @@ def _convolutions(rng: Rng) -> Iterator[tuple[str, ConvGeometry]]:
         yield f"{text}, vectors in and out", in_vectors(g, inputs=True)
 
 
+CONVOLUTION_ARRAYS = {
+    "conv2d": ("x", "weight"),
+    "conv2d_grad_input": ("gy", "weight"),
+    "conv2d_grad_weight": ("x", "gy"),
+}
+"""The arrays that each pass of a convolution takes."""
+
+
+def convolution(operation: str, g: ConvGeometry, text: str = "") -> Arguments:
+    """One pass of a convolution of any geometry: the same numbers every time."""
+    rng = np.random.default_rng(zlib.crc32(f"{operation} {g}".encode()))
+    shapes = {"x": g.x_shape, "weight": g.weight_shape, "gy": g.y_shape}
+    arrays = [rng.standard_normal(shapes[name]) for name in CONVOLUTION_ARRAYS[operation]]
+    return Arguments(f"{text}: {g}" if text else str(g), (*arrays, g), linear=True)
+
+
 @inputs_for("conv2d")
 def conv2d_inputs(rng: Rng) -> Iterator[Arguments]:
     for text, g in _convolutions(rng):
-        x, w = rng.standard_normal(g.x_shape), rng.standard_normal(g.weight_shape)
-        yield Arguments(f"{text}: {g}", (x, w, g), linear=True)
+        yield convolution("conv2d", g, text)
 
 
 @inputs_for("conv2d_grad_input")
 def conv2d_grad_input_inputs(rng: Rng) -> Iterator[Arguments]:
     for text, g in _convolutions(rng):
-        gy, w = rng.standard_normal(g.y_shape), rng.standard_normal(g.weight_shape)
-        yield Arguments(f"{text}: {g}", (gy, w, g), linear=True)
+        yield convolution("conv2d_grad_input", g, text)
 
 
 @inputs_for("conv2d_grad_weight")
 def conv2d_grad_weight_inputs(rng: Rng) -> Iterator[Arguments]:
     for text, g in _convolutions(rng):
-        x, gy = rng.standard_normal(g.x_shape), rng.standard_normal(g.y_shape)
-        yield Arguments(f"{text}: {g}", (x, gy, g), linear=True)
+        yield convolution("conv2d_grad_weight", g, text)
 
 
 @inputs_for("linear")

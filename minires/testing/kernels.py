@@ -1,250 +1,240 @@
 """Conformance of kernels: a registered kernel against the reference, on shapes that break kernels.
 
-Every call is made in float32 and float64 and in several memory layouts. The result must equal
-that of the reference kernel computed in float64, leave the inputs alone, share no memory with
-them, come out the same twice, and not lose a NaN.
+Every call is made in float32 and float64 and in several memory layouts. A kernel must
+
+- equal the reference kernel computed in float64, within a stated bound;
+- leave its inputs alone, and share no memory with them or between its results;
+- give the same bits at every call, and right numbers with any number of threads;
+- stay inside its arrays, reading and writing (`guards.py`), and write all that it returns;
+- let NaN and infinity through.
+
+What fails is shrunk to the smallest case that still fails, and its likely cause is named.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections.abc import Callable
 
 import numpy as np
 
 from minires._names import unknown
-from minires.kernels import Kernel, available
-from minires.kernels.registry import operation as operation_named
-from minires.testing.compare import element
-from minires.testing.kernel_inputs import Arguments, arguments
+from minires.kernels import ConvGeometry, Kernel, available, conv_geometry
+from minires.testing.kernel_causes import explain
+from minires.testing.kernel_contract import (
+    DTYPES,
+    LAYOUTS,
+    LINEAR_SLACK,
+    Contract,
+    laid_out,
+    reference_kernel,
+    same,
+    tuple_of,
+)
+from minires.testing.kernel_inputs import CONVOLUTION_ARRAYS, Arguments, arguments, convolution
+from minires.testing.kernel_report import KINDS, Finding, KernelCase, KernelReport, python_line
+from minires.testing.kernel_runs import runner, thread_counts, threads
+from minires.testing.kernel_shrink import smallest
 
-Array = np.ndarray
+__all__ = [
+    "DTYPES", "LAYOUTS", "LINEAR_SLACK", "KernelCase", "KernelReport", "check_kernel",
+    "kernel_case", "laid_out", "reference_kernel",
+]  # fmt: skip
 
-DTYPES = ("float32", "float64")
-LAYOUTS = ("contiguous", "channels last", "sliced", "reversed")
+PATIENCE = 3.0
+"""Seconds that one call may be expected to take; larger cases are left out, and noted."""
 
-LINEAR_SLACK = 128.0
-"""Linear operations: |error| <= slack * u * (result for the absolute values), u = eps / 2.
+LARGE = conv_geometry((4, 32, 32, 32), (32, 32, 3, 3), 1, 1)
+"""For threads: enough work for each of them to have some at the same time."""
 
-Where that is less than a tenth of its largest value, the tenth: fast algorithms mix neighbours,
-and leave rounding errors even where nothing but padding is seen.
-"""
-
-OTHERS = {"float32": 2e-5, "float64": 2e-13}
-"""Other operations: |error| <= this * max(1, the largest absolute value of the result)."""
-
-
-@dataclass
-class KernelReport:
-    """What was checked; true if the kernel conforms.
-
-    calls: how many calls were compared; skipped: pairs of geometry and dtype that the kernel does
-        not claim.
-    worst: the largest error as a share of what is allowed.
-    """
-
-    operation: str
-    name: str
-    calls: int = 0
-    skipped: int = 0
-    worst: float = 0.0
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    def __bool__(self) -> bool:
-        return self.passed
-
-    def __str__(self) -> str:
-        head = f"{self.operation}/{self.name}: {self.calls} calls"
-        if self.skipped:
-            head += f", {self.skipped} not supported"
-        if self.passed:
-            return f"{head}, conforms; worst error {self.worst:.2g} of what is allowed"
-        shown = self.failures[:5]
-        more = len(self.failures) - len(shown)
-        return "\n  ".join(
-            [f"{head}, {len(self.failures)} failures", *shown]
-            + ([f"and {more} more"] if more > 0 else [])
-        )
-
-
-def reference_kernel(operation: str) -> Kernel:
-    """The oracle of an operation: its kernel in `minires.kernels.reference`."""
-    for kernel in available(operation):
-        if kernel.function.__module__.startswith("minires.kernels.reference"):
-            return kernel
-    raise ValueError(f"check_kernel: operation {operation!r} has no reference kernel")
-
-
-def laid_out(array: Array, layout: str) -> Array:
-    """The same values in other memory: channels last, every second element, or backwards."""
-    if layout == "channels last" and array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    if layout == "sliced" and array.ndim:
-        wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), 1e6).astype(array.dtype)
-        wide[..., ::2] = array
-        return wide[..., ::2]
-    if layout == "reversed" and array.ndim:
-        return np.ascontiguousarray(array[::-1, ...])[::-1, ...]
-    return np.ascontiguousarray(array).reshape(array.shape)
+REPEATS = 4
+ENOUGH = 60
+"""Findings after which no more are looked for."""
 
 
 def check_kernel(
     operation: str,
     name: str,
     *,
+    backend: str = "cpu",
     seed: int = 0,
     slack: float = 1.0,
     raise_exception: bool = True,
+    progress: Callable[[str], None] | None = None,
 ) -> KernelReport:
-    """Compare the kernel `name` of an operation with the reference on many shapes and layouts.
+    """Hold the kernel `name` of an operation to the contract, on many shapes and layouts.
 
+    backend: "cuda" runs on the GPU, or where there is none behind the emulator, on small cases.
     slack: multiplies the allowed error, for algorithms that trade accuracy for speed (state why).
+    progress: called with the text of each case.
 
     What the kernel does not claim to support (`only`, `dtypes`) is skipped. Raises AssertionError
     listing what failed, unless `raise_exception` is off; ValueError for unknown names, or if
-    nothing at all was supported.
+    nothing at all was supported; RuntimeError if nothing here can run the backend.
     """
-    kernels = {k.name: k for k in operation_named(operation).kernels if k.backend == "cpu"}
+    check = _Check(_kernel(operation, name, backend), slack)
+    cases = list(arguments(operation, np.random.default_rng(seed)))
+    for i, case in enumerate(cases):
+        if progress is not None:
+            progress(case.text)
+        if check.hopeless:
+            check.report.notes.append(f"stopped after {i} of {len(cases)} cases")
+            break
+        # All layouts for the first cases, then one after the other.
+        check.case(case, LAYOUTS if i < 2 else (LAYOUTS[i % len(LAYOUTS)],))
+    report = check.report
+    if not report.calls:
+        raise ValueError(f"check_kernel: {operation}/{name} supports none of the geometries tried")
+    check.threads(cases)
+    check.conclude()
+    if raise_exception and not report.passed:
+        raise AssertionError(str(report))
+    return report
+
+
+def kernel_case(
+    operation: str,
+    name: str,
+    case: ConvGeometry | str,
+    *,
+    dtype: str = "float32",
+    layout: str = "contiguous",
+    backend: str = "cpu",
+    seed: int = 0,
+) -> KernelCase:
+    """One call of a kernel held to the contract; prints as its arrays and what is wrong.
+
+    case: a geometry for convolutions, otherwise the text of a case as `check_kernel` prints it.
+
+    Raises ValueError for an unknown operation, kernel, case or layout.
+    """
+    kernel = _kernel(operation, name, backend)
+    if layout not in LAYOUTS:
+        raise ValueError(unknown("layout", layout, LAYOUTS))
+    if isinstance(case, ConvGeometry):
+        if operation not in CONVOLUTION_ARRAYS:
+            raise ValueError(f"kernel_case: {operation} has no convolution geometry")
+        chosen = convolution(operation, case)
+    else:
+        known = {c.text: c for c in arguments(operation, np.random.default_rng(seed))}
+        if case not in known:
+            raise ValueError(unknown(f"{operation} case", case, known))
+        chosen = known[case]
+    return _Check(kernel, 1.0).contract.call(chosen, dtype, layout, thorough=True)
+
+
+def _kernel(operation: str, name: str, backend: str) -> Kernel:
+    kernels = {k.name: k for k in available(operation) if k.backend == backend}
     if name not in kernels:
         raise ValueError(unknown(f"{operation} kernel", name, kernels))
-    check = _Check(kernels[name], reference_kernel(operation), slack)
-    for i, case in enumerate(arguments(operation, np.random.default_rng(seed))):
-        for dtype in map(np.dtype, DTYPES):
-            if not kernels[name].supports(case.geometry, dtype.name):
-                check.report.skipped += 1
-                continue
-            # All layouts for the first cases, then one after the other.
-            for layout in LAYOUTS if i < 2 else (LAYOUTS[i % len(LAYOUTS)],):
-                check.call(case, dtype, layout)
-            check.nan(case, dtype)
-    if not check.report.calls:
-        raise ValueError(f"check_kernel: {operation}/{name} supports none of the geometries tried")
-    if raise_exception and not check.report.passed:
-        raise AssertionError(str(check.report))
-    return check.report
+    return kernels[name]
 
 
 class _Check:
-    def __init__(self, kernel: Kernel, reference: Kernel, slack: float) -> None:
-        self.kernel, self.reference, self.slack = kernel, reference, slack
-        self.report = KernelReport(kernel.operation, kernel.name)
+    def __init__(self, kernel: Kernel, slack: float) -> None:
+        self.kernel = kernel
+        self.reference = reference_kernel(kernel.operation).function
+        self.runner = runner(kernel)
+        self.contract = Contract(kernel, self.reference, self.runner, slack)
+        self.report = KernelReport(kernel.operation, kernel.name, kernel.backend)
+        self.right: list[KernelCase] = []
+        self.seconds = 0.0  # of a call per unit of work
+        self.left_out = 0
 
-    def fail(self, case: Arguments, how: str, text: str) -> None:
-        self.report.failures.append(f"{case.text} ({how}): {text}")
+    def case(self, case: Arguments, layouts: tuple[str, ...]) -> None:
+        """One case in every dtype."""
+        for dtype in DTYPES:
+            if not self.kernel.supports(case.geometry, dtype):
+                self.report.skipped += 1
+            elif not self.affordable(case):
+                self.left_out += 1
+            else:
+                for layout in layouts:
+                    if not self.hopeless:
+                        self.call(case, dtype, layout)
 
-    def given(self, case: Arguments, dtype: Any, layout: str) -> tuple[Any, ...]:
-        return tuple(
-            laid_out(v.astype(dtype) if v.dtype.kind == "f" else v, layout)
-            if isinstance(v, np.ndarray)
-            else v
-            for v in case.values
-        )
+    @property
+    def hopeless(self) -> bool:
+        """Enough was found, or a further call might end the process."""
+        findings = self.report.findings
+        return len(findings) > ENOUGH or any(f.kind == "outside write" for f in findings)
 
-    def call(self, case: Arguments, dtype: Any, layout: str) -> None:
-        """One call, held to everything but NaN."""
-        how = f"{dtype}, {layout}"
-        given = self.given(case, dtype, layout)
-        arrays = [v for v in given if isinstance(v, np.ndarray)]
-        before = [v.copy() for v in arrays]
-        try:
-            results = _tuple(self.kernel.function(*given))
-            # The oracle sees the rounded inputs, in float64.
-            exact = [v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype.kind == "f"
-                     else v for v in given]  # fmt: skip
-            expected = _tuple(self.reference.function(*exact))
-        except Exception as error:  # a kernel may fail in any way; every way is a finding
-            self.fail(case, how, f"raised {type(error).__name__}: {error}")
-            return
+    def affordable(self, case: Arguments, patience: float = PATIENCE) -> bool:
+        size = work(case)
+        return size <= self.runner.largest and self.seconds * size <= patience
+
+    def call(self, case: Arguments, dtype: str, layout: str) -> None:
+        start = time.perf_counter()
+        found = self.contract.call(case, dtype, layout)
+        if len(self.right) > 8 and work(case) > 5000:  # the first calls may compile
+            self.seconds = (time.perf_counter() - start) / 4 / work(case)
         self.report.calls += 1
-        if not all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True)):
-            self.fail(case, how, "an input was changed in place")
-            return
-        for i, result in enumerate(results):
-            for other in (*arrays, *results[:i]):
-                if np.may_share_memory(result, other):
-                    self.fail(case, how, f"result {i} shares memory with an input or a result")
-        again = _tuple(self.kernel.function(*given))
-        if not all(map(_same, results, again)):
-            self.fail(case, how, "two calls with the same inputs give different bits")
-        if len(results) != len(expected):
-            self.fail(case, how, f"{len(results)} results, expected {len(expected)}")
-            return
-        magnitudes = list(expected)
-        if case.linear:
-            absolute = [np.abs(v) if isinstance(v, np.ndarray) else v for v in exact]
-            magnitudes = list(_tuple(self.reference.function(*absolute)))
-        for i, (result, right) in enumerate(zip(results, expected, strict=True)):
-            label = f"result {i}: " if len(results) > 1 else ""
-            self.compare(case, how, label, result, right, magnitudes[i], dtype)
+        self.report.worst = max(self.report.worst, found.worst)
+        self.report.findings += found.findings
+        if found.passed:
+            self.right.append(found)
 
-    def compare(
-        self, case: Arguments, how: str, label: str, result: Array, right: Array,
-        magnitude: Array, dtype: Any,
-    ) -> None:  # fmt: skip
-        if result.shape != right.shape:
-            self.fail(case, how, f"{label}shape {result.shape}, expected {right.shape}")
+    def threads(self, cases: list[Arguments]) -> None:
+        """Several calls with each number of threads, on the largest cases."""
+        if self.report.findings or self.kernel.backend != "cpu":
             return
-        if right.dtype.kind != "f":
-            if not np.array_equal(result, right):
-                at = tuple(int(k) for k in np.argwhere(result != right)[0])
-                self.fail(
-                    case, how, f"{element(label, at)} is {result[at]}, expected {right[at]}"
-                )
-            return
-        if result.dtype != dtype:
-            self.fail(case, how, f"{label}dtype {result.dtype}, expected {dtype}")
-            return
-        if case.linear:
-            floor = 0.1 * float(np.max(magnitude, initial=0.0))
-            allowed = LINEAR_SLACK * np.finfo(dtype).eps / 2 * np.maximum(magnitude, floor)
-        else:
-            size = max(1.0, float(np.max(np.abs(right), initial=0.0)))
-            allowed = np.full(right.shape, OTHERS[str(dtype)] * size)
-        allowed = self.slack * allowed + np.finfo(dtype).tiny
-        # A wrong kernel may return anything, infinity and numbers near it included.
-        with np.errstate(over="ignore", invalid="ignore"):
-            error = np.abs(result.astype(np.float64) - right)
-            share = np.nan_to_num(error / allowed, nan=np.inf)
-        self.report.worst = max(self.report.worst, float(share.max(initial=0.0)))
-        wrong = ~(error <= allowed)
-        if wrong.any():
-            at = tuple(int(k) for k in np.unravel_index(int(np.argmax(share)), error.shape))
-            self.fail(
-                case, how,
-                f"{label}{int(wrong.sum())} of {error.size} elements wrong, worst at "
-                f"{element('', at) or 'the only one'}: {result[at]:.9g}, expected "
-                f"{right[at]:.9g}, error {error[at]:.2g}, allowed {allowed[at]:.2g}",
-            )  # fmt: skip
+        operation = self.kernel.operation
+        if operation in CONVOLUTION_ARRAYS:
+            cases = [*cases, convolution(operation, LARGE)]
+        usable = [c for c in cases
+                  if self.kernel.supports(c.geometry, "float32")
+                  and self.affordable(c, PATIENCE / 10)]  # fmt: skip
+        for case in sorted(usable, key=work)[-2:]:
+            for count in thread_counts(self.kernel):
+                how = f"{count} thread" + ("s" if count > 1 else "")
+                found = KernelCase(self.kernel, case, "float32", how)
+                given = self.contract.inputs(case, "float32", "contiguous")
+                found.expected = self.contract.expected(given)
+                with threads(count):
+                    results = [tuple_of(self.runner.call(*given)) for _ in range(REPEATS)]
+                found.results = results[0]
+                if not all(all(map(same, results[0], later)) for later in results[1:]):
+                    found.fail("threads", "calls with the same inputs give different bits")
+                self.contract.compare(found, given)
+                self.report.calls += 1
+                self.report.findings += found.findings
 
-    def nan(self, case: Arguments, dtype: Any) -> None:
-        """A NaN in the first array must come out wherever the reference lets it out."""
-        given = self.given(case, dtype, "contiguous")
-        first = given[0]
-        if first.size == 0:
-            return
-        first.reshape(-1)[first.size // 2] = np.nan
-        with np.errstate(invalid="ignore"):
-            expected = _tuple(self.reference.function(*given))
-            try:
-                results = _tuple(self.kernel.function(*given))
-            except Exception as error:  # as in `call`
-                self.fail(case, f"{dtype}, NaN", f"raised {type(error).__name__}: {error}")
-                return
-        for result, right in zip(results, expected, strict=False):
-            if right.dtype.kind != "f" or result.shape != right.shape:
-                continue
-            lost = int((np.isnan(right) & ~np.isnan(result)).sum())
-            if lost:
-                self.fail(case, f"{dtype}, NaN", f"NaN was lost in {lost} elements")
+    def conclude(self) -> None:
+        """Shrink the first finding of the likeliest kind, and explain."""
+        report = self.report
+        if self.left_out:
+            reason = "emulation is" if self.runner.largest < float("inf") else "this kernel is"
+            report.notes.append(f"{self.left_out} larger cases left out: {reason} too slow")
+        if report.findings:
+            order = list(KINDS)
+            first = min(
+                report.findings,
+                key=lambda f: (order.index(f.kind), f.layout != LAYOUTS[0], f.dtype, work(f.case)),
+            )
+            report.smallest = found = self._smallest(first)
+            report.line = python_line(self.kernel, found.case, found.dtype, found.layout)
+            report.causes = explain(report.findings, self.right, self.reference)
+
+    def _smallest(self, finding: Finding) -> Finding:
+        g, kind = finding.case.geometry, finding.kind
+        if kind == "threads" or not isinstance(g, ConvGeometry):
+            return min((f for f in self.report.findings if f.kind == kind),
+                       key=lambda f: work(f.case))  # fmt: skip
+
+        def found(smaller: ConvGeometry) -> Finding | None:
+            if not self.kernel.supports(smaller, finding.dtype):
+                return None
+            case = convolution(self.kernel.operation, smaller)
+            thorough = kind == "nonfinite"
+            result = self.contract.call(case, finding.dtype, finding.layout, thorough=thorough)
+            return next((f for f in result.findings if f.kind == kind), None)
+
+        return found(smallest(g, lambda smaller: found(smaller) is not None)) or finding
 
 
-def _tuple(result: Any) -> tuple[Array, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
-def _same(a: Array, b: Array) -> bool:
-    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+def work(case: Arguments) -> int:
+    """Multiply-adds of a convolution, otherwise the elements that go in."""
+    g = case.geometry
+    if isinstance(g, ConvGeometry):
+        return g.multiply_adds
+    return sum(v.size for v in case.values if isinstance(v, np.ndarray))
