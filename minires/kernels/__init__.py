@@ -4,7 +4,7 @@ No autograd here and no Tensor. Every operation has one signature (`operations.p
 of kernels that compute it; `register` adds one, `use` prefers one, `available` lists them.
 """
 
-from minires.kernels import cpu, operations, reference
+from minires.kernels import cpu, cuda, operations, reference
 from minires.kernels.condition import never
 from minires.kernels.files import load
 from minires.kernels.geometry import ConvGeometry, PoolGeometry, conv_geometry, pool_geometry

@@ -1,0 +1,227 @@
+"""CUDA kernels on the CPU: the same sources, compiled by a C++ compiler behind a small header.
+
+    with emulate.device():
+        y = minires.kernels.cuda.elementwise.relu(x)     # x: a NumPy array
+
+Every launch copies its arrays into buffers with guard zones on both sides, filled with bytes 0xff:
+NaN as any float, -1 as any integer. What reads out of range reads NaN, and what writes there is an
+error that names the argument. Launches run their threads upwards and downwards in turn, so that a
+missing barrier shows. It serves for tests and for learning, at some 10 million operations a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minires.kernels.cuda import source
+from minires.kernels.cuda.launch import Kernel, Module, Size, definition_texts, standing_in
+
+SHIM = Path(__file__).parent / "shim" / "cuda_on_cpu.h"
+GUARD = 4096
+"""Bytes before and after each array."""
+
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
+"""-w: nvcc is the compiler whose warnings count, and it is asked separately."""
+
+_CALL = """
+extern "C" const char* call_{name}(void** arguments, const int* bytes, int count,
+                                   const unsigned* sizes, unsigned shared, int downwards) {{
+    return shim::launch_kernel({name}, arguments, bytes, count, sizes, shared, downwards);
+}}
+"""
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or g++, or c++; None if there is none."""
+    return next(
+        (path for name in (os.environ.get("CXX"), "g++", "c++")
+         if name and (path := shutil.which(name))), None,
+    )  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept; $MINIRES_CACHE, or the user's cache folder."""
+    given = os.environ.get("MINIRES_CACHE")
+    return (Path(given) if given else Path.home() / ".cache" / "minires") / "emulated"
+
+
+def library(name: str, definitions: tuple[tuple[str, str], ...]) -> Path:
+    """The compiled library of a source; built if it is not in the cache.
+
+    Raises RuntimeError if there is no compiler, or with its message if it fails.
+    """
+    body = source.text(name)
+    text = "".join(
+        [SHIM.read_text(), *(f"#define {key} {value}\n" for key, value in definitions),
+         f'#line 1 "{name}"\n', body,
+         *(_CALL.format(name=kernel) for kernel in source.kernels(body))]
+    )  # fmt: skip
+    found = compiler()
+    if found is None:
+        raise RuntimeError("emulating CUDA kernels needs a C++ compiler; install g++ or set CXX")
+    key = hashlib.sha256("\0".join([text, found, *FLAGS]).encode()).hexdigest()[:24]
+    target = cache_folder() / f"{Path(name).stem}-{key}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        written, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        written.write_text(text)
+        done = subprocess.run(
+            [found, *FLAGS, "-o", str(built), str(written)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{found} cannot compile {name}:\n{done.stderr}")
+        os.replace(built, target)
+    return target
+
+
+class Guarded:
+    """A copy of an array's memory between two guard zones, placed with the same alignment."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.bytes = array, array.nbytes
+        self.store = np.full(2 * GUARD + self.bytes + 64, 0xFF, np.uint8)
+        offset = (array.ctypes.data - self.store.ctypes.data - GUARD) % 64
+        self.start = GUARD + offset
+        self.address = self.store.ctypes.data + self.start
+        self.inside = self.store[self.start : self.start + self.bytes]
+        self.inside[:] = flat_bytes(array)
+
+    def intact(self) -> bool:
+        """Whether both guard zones are as they were."""
+        end = self.start + self.bytes
+        return bool((self.store[: self.start] == 0xFF).all() and (self.store[end:] == 0xFF).all())
+
+    def copy_back(self) -> None:
+        if self.array.flags.writeable:
+            flat_bytes(self.array)[:] = self.inside
+
+
+def flat_bytes(array: np.ndarray) -> Any:
+    """The memory of a dense array, in whatever order of axes, as bytes: a view."""
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    dense = array.transpose(order)
+    if array.flags.c_contiguous:
+        dense = array
+    elif not dense.flags.c_contiguous:
+        raise ValueError("kernels take arrays without gaps in memory; the host code copies others")
+    return dense.reshape(-1).view(np.uint8)
+
+
+class PointerTable:
+    """Arrays whose addresses a kernel reads from memory."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = list(arrays)
+
+
+class EmulatedKernel:
+    def __init__(self, name: str, call: Any, device: EmulatedDevice) -> None:
+        self.name, self.call, self.device = name, call, device
+
+    def __call__(self, grid: Size, block: Size, args: Sequence[Any], shared: int = 0) -> None:
+        """Run every block. Raises RuntimeError for a guard zone written to, or a deadlock."""
+        buffers: dict[tuple[int, int], tuple[str, Guarded]] = {}
+
+        def guarded(array: np.ndarray, label: str) -> int:
+            key = (array.ctypes.data, array.nbytes)
+            if key not in buffers:
+                buffers[key] = (label, Guarded(array))
+            return buffers[key][1].address
+
+        values: list[Any] = []
+        for i, arg in enumerate(args):
+            if isinstance(arg, PointerTable):
+                addresses = [guarded(a, f"{i}, entry {k}") for k, a in enumerate(arg.arrays)]
+                values.append(guarded(np.array(addresses, np.uint64), str(i)))
+            elif isinstance(arg, np.ndarray):
+                values.append(guarded(arg, str(i)))
+            else:
+                values.append(scalar(arg))
+        stored = [np.asarray(v, np.uint64 if isinstance(v, int) else None) for v in values]
+        count = len(stored)
+        pointers = (ctypes.c_void_p * count)(*(s.ctypes.data for s in stored))
+        sizes = (ctypes.c_int * count)(*(s.nbytes for s in stored))
+        shape = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
+        self.device.launches += 1
+        downwards = self.device.launches % 2
+        error = self.call(pointers, sizes, count, shape, shared, downwards)
+        if error:
+            raise RuntimeError(f"{self.name}: {error.decode()}")
+        for label, buffer in buffers.values():
+            if not buffer.intact():
+                raise RuntimeError(f"{self.name}: wrote outside of argument {label}")
+            buffer.copy_back()
+
+
+def scalar(value: Any) -> Any:
+    """A launch argument that is no array, as the NumPy scalar of the parameter's type."""
+    if value is None:
+        return np.uint64(0)
+    if type(value) is int:
+        return np.int64(value)
+    if isinstance(value, np.generic):
+        return value
+    raise TypeError(f"kernel arguments are arrays, NumPy scalars or integers, got {value!r}")
+
+
+class EmulatedModule:
+    def __init__(self, path: Path, device: EmulatedDevice) -> None:
+        self.loaded, self.device = ctypes.CDLL(str(path)), device
+
+    def kernel(self, name: str) -> Kernel:
+        call = getattr(self.loaded, f"call_{name}")
+        call.restype = ctypes.c_char_p
+        return EmulatedKernel(name, call, self.device)
+
+
+class EmulatedDevice:
+    """A device that runs on the CPU, with few processors, so that little work is spread wide."""
+
+    xp = np
+    multiprocessors = 4
+
+    def __init__(self) -> None:
+        self.launches = 0
+        self._load = cache(self._compile)
+
+    def module(self, name: str, **definitions: Any) -> Module:
+        return self._load(name, definition_texts(definitions))
+
+    def _compile(self, name: str, definitions: tuple[tuple[str, str], ...]) -> Module:
+        return EmulatedModule(library(name, definitions), self)
+
+    def address(self, array: np.ndarray) -> int:
+        return array.ctypes.data
+
+    def pointers(self, arrays: Sequence[np.ndarray]) -> PointerTable:
+        return PointerTable(arrays)
+
+
+_device = EmulatedDevice()
+
+
+@contextmanager
+def device() -> Iterator[EmulatedDevice]:
+    """Inside the block, CUDA kernels take NumPy arrays and run on the CPU.
+
+    Raises RuntimeError on a system other than Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        raise RuntimeError("the emulator runs on Linux")
+    with standing_in(_device):
+        yield _device

@@ -1,0 +1,160 @@
+"""Where CUDA kernels run: an array module and a way to compile and launch, behind one interface.
+
+    device = device_of(x)
+    relu = device.module("elementwise.cu", ELEMENT=x.dtype).kernel("relu")
+    relu((blocks,), (256,), (x, y, size))
+
+CuPy arrays belong to the CuPy device. NumPy arrays belong to a stand-in, inside a `with` block of
+`emulate.device()`, which runs the same sources on the CPU, or of `record.device()`, which only
+notes what would be launched.
+
+Arguments are arrays, NumPy scalars of the parameter's exact type, Python integers for `long long`,
+and None for a null pointer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from minires.kernels.cuda import source
+
+Size = tuple[int, ...]
+
+DEFAULT_SHARED = 48 << 10
+"""Bytes of shared memory that a block may have without asking."""
+
+
+class Kernel(Protocol):
+    """A compiled kernel: grid and block sizes, arguments, bytes of dynamic shared memory."""
+
+    def __call__(self, grid: Size, block: Size, args: Sequence[Any], shared: int = 0) -> None: ...
+
+
+class Module(Protocol):
+    """A compiled source."""
+
+    def kernel(self, name: str) -> Kernel: ...
+
+
+class Device(Protocol):
+    """What the host code of a kernel needs: arrays, compiled sources, the number of processors."""
+
+    @property
+    def xp(self) -> Any: ...
+
+    @property
+    def multiprocessors(self) -> int: ...
+
+    def module(self, name: str, **definitions: Any) -> Module: ...
+
+    def address(self, array: Any) -> int: ...
+
+    def pointers(self, arrays: Sequence[Any]) -> Any:
+        """A device array of the arrays' addresses, for kernels that take a table of them."""
+        ...
+
+
+def definition_texts(definitions: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Definitions as text: dtypes by their C++ names, anything else as it prints."""
+    return tuple(
+        (name, source.type_name(value) if isinstance(value, np.dtype) else str(value))
+        for name, value in definitions.items()
+    )
+
+
+class CupyKernel:
+    """A kernel of a CuPy RawModule, which CuPy compiles per device and keeps on disk."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.allowed = DEFAULT_SHARED
+
+    def __call__(self, grid: Size, block: Size, args: Sequence[Any], shared: int = 0) -> None:
+        if shared > self.allowed:
+            self.function.max_dynamic_shared_size_bytes = self.allowed = shared
+        given = tuple(np.uint64(0) if a is None else a for a in args)
+        self.function(grid, block, given, shared_mem=shared)
+
+
+class CupyModule:
+    """A source compiled by CuPy."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.kernel: Callable[[str], Kernel] = cache(self._kernel)
+
+    def _kernel(self, name: str) -> Kernel:
+        return CupyKernel(self.module.get_function(name))
+
+
+class CupyDevice:
+    """The CUDA device of a number, through CuPy."""
+
+    def __init__(self, number: int) -> None:
+        self.xp = import_cupy()
+        properties = self.xp.cuda.runtime.getDeviceProperties(number)
+        self.multiprocessors = int(properties["multiProcessorCount"])
+        self.number = number
+        self._load = cache(self._compile)
+
+    def module(self, name: str, **definitions: Any) -> Module:
+        return self._load(name, definition_texts(definitions))
+
+    def _compile(self, name: str, definitions: tuple[tuple[str, str], ...]) -> Module:
+        options = ("-std=c++17", *(f"-D{key}={value}" for key, value in definitions))
+        with self.xp.cuda.Device(self.number):
+            return CupyModule(self.xp.RawModule(code=source.text(name), options=options))
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def pointers(self, arrays: Sequence[Any]) -> Any:
+        return self.xp.asarray(np.array([self.address(a) for a in arrays], np.uint64))
+
+
+def import_cupy() -> Any:
+    """The module cupy. Raises ImportError that says what to install."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            "CUDA needs CuPy: install minires[cuda12] (cupy-cuda12x) for a CUDA 12 driver, or "
+            f"minires[cuda13] (cupy-cuda13x) for CUDA 13 ({error})"
+        ) from error
+    return cupy
+
+
+@cache
+def cupy_device(number: int) -> Device:
+    """The device of CuPy's arrays; one object per number, so that sources compile once."""
+    return CupyDevice(number)
+
+
+_stand_in: list[Device] = []
+
+
+@contextmanager
+def standing_in(device: Device) -> Iterator[Any]:
+    """NumPy arrays belong to this device inside the block."""
+    _stand_in.append(device)
+    try:
+        yield device
+    finally:
+        _stand_in.pop()
+
+
+def device_of(array: Any) -> Device:
+    """The device of an array. Raises TypeError for a NumPy array outside of a stand-in's block."""
+    if not isinstance(array, np.ndarray | np.generic):
+        return cupy_device(int(array.device.id))
+    if not _stand_in:
+        raise TypeError(
+            "CUDA kernels take CuPy arrays, got a NumPy array; inside `with "
+            "minires.kernels.cuda.emulate.device():` they run on the CPU"
+        )
+    return _stand_in[-1]

@@ -1,0 +1,159 @@
+"""Batch normalisation: statistics in one pass, the rest fused. The mathematics: src/norm.cu.
+
+Beside the operations' own signatures, `normalise_add_relu` does what stands at the end of a
+residual block in one read and one write. Statistics and parameters are float32 for 16-bit images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires.kernels.cuda.arrays import (
+    THREADS,
+    accumulator,
+    aligned,
+    ceil_div,
+    from_rows,
+    pack,
+    power_of_two,
+    rows,
+)
+from minires.kernels.cuda.launch import Device, Kernel, device_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows and channels are divided: threads own V channels, blocks own parts of the rows."""
+
+    V: int
+    grid: tuple[int, int]
+    block: tuple[int, int]
+    rows_per_part: int
+
+    @property
+    def parts(self) -> int:
+        return self.grid[1]
+
+
+def plan(device: Device, m: int, C: int, V: int) -> Plan:
+    """Blocks for m rows of C channels: wide enough for whole memory lines, then down the rows.
+
+    As many parts as keep the device busy, each of 16 rows a thread at least.
+    """
+    wide = min(32, power_of_two(ceil_div(C, V)))
+    high = THREADS // wide
+    across = ceil_div(C, V * wide)
+    wanted = max(1, 4 * device.multiprocessors // across)
+    per_part = max(16 * high, ceil_div(m, wanted))
+    return Plan(V, (across, ceil_div(m, per_part)), (wide, high), per_part)
+
+
+class _Rows:
+    """Images as rows on their device, with the kernels that fit them."""
+
+    def __init__(self, *images: Any) -> None:
+        self.device = device_of(images[0])
+        self.xp = self.device.xp
+        self.shape = images[0].shape
+        self.given = [rows(self.xp, i) for i in images]
+        self.m, self.C = self.given[0].shape
+        self.dtype = images[0].dtype
+        self.sums = accumulator(self.dtype)
+        self.y = self.xp.empty((self.m, self.C), self.dtype)
+        packed = self.C % pack(self.dtype) == 0 and aligned(self.device, *self.given, self.y)
+        self.plan = plan(self.device, self.m, self.C, pack(self.dtype) if packed else 1)
+        self.module = self.device.module("norm.cu", ELEMENT=self.dtype, PACKED=int(packed))
+
+    @property
+    def size(self) -> tuple[int, int, np.int32]:
+        """The last arguments of most kernels."""
+        return self.m, self.plan.rows_per_part, np.int32(self.C)
+
+    def kernel(self, name: str) -> Kernel:
+        return self.module.kernel(name)
+
+    def vector(self) -> Any:
+        """A fresh array with a number per channel."""
+        return self.xp.empty(self.C, self.sums)
+
+    def parts(self) -> Any:
+        return self.xp.empty((self.plan.parts, 2, self.C), self.sums)
+
+    def contiguous(self, vector: Any) -> Any:
+        return None if vector is None else self.xp.ascontiguousarray(vector, self.sums)
+
+    def over_rows(self, name: str, *args: Any) -> None:
+        """Run a kernel over all rows."""
+        self.kernel(name)(self.plan.grid, self.plan.block, (*args, *self.size))
+
+    def per_channel(self, name: str, *args: Any) -> None:
+        """Run a kernel that joins the parts of each channel."""
+        self.kernel(name)((ceil_div(self.C, 32),), (32, 8), args)
+
+    def result(self) -> Any:
+        return from_rows(self.y, self.shape)
+
+
+def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """Normalise by the batch's own mean and biased variance."""
+    return normalise_add_relu(x, gamma, beta, eps, relu=False)
+
+
+def batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """max(batch norm, 0), in the same pass."""
+    return normalise_add_relu(x, gamma, beta, eps)
+
+
+def normalise_add_relu(
+    x: Any, gamma: Any, beta: Any, eps: float, residual: Any = None, relu: bool = True
+) -> tuple[Any, Any, Any, Any]:
+    """max(batch norm of x + residual, 0) with its mean, variance and inverse deviation."""
+    r = _Rows(x) if residual is None else _Rows(x, residual)
+    flat, other = r.given[0], r.given[1] if residual is not None else None
+    parts, centre = r.parts(), r.vector()
+    mean, var, inv_std = r.vector(), r.vector(), r.vector()
+    r.over_rows("moments", flat, parts)
+    r.per_channel(
+        "finish_moments", flat, parts, np.int32(r.plan.parts), r.m, r.plan.rows_per_part,
+        np.int32(r.C), np.float64(eps), centre, mean, var, inv_std,
+    )  # fmt: skip
+    r.over_rows(
+        "normalise", flat, flat, centre, inv_std, np.float64(-1), r.contiguous(gamma),
+        r.contiguous(beta), other, np.int32(relu), r.y,
+    )  # fmt: skip
+    return r.result(), mean, var, inv_std
+
+
+def batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float) -> Any:
+    """Normalise by given statistics, in one pass."""
+    r = _Rows(x)
+    r.over_rows(
+        "normalise", r.given[0], None, r.contiguous(mean), r.contiguous(var), np.float64(eps),
+        r.contiguous(gamma), r.contiguous(beta), None, np.int32(0), r.y,
+    )  # fmt: skip
+    return r.result()
+
+
+def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
+    """The three gradients of the training-mode batch norm: gy and x are read twice."""
+    return _grad(_Rows(gy, x), gamma, mean, inv_std)
+
+
+def batch_norm_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any]:
+    """The gradients of both: the ReLU's mask is read off its output y, in the same passes."""
+    return _grad(_Rows(gy, x, y), gamma, mean, inv_std)
+
+
+def _grad(r: _Rows, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
+    images = (*r.given, None)[:3]
+    parts, ggamma, gbeta = r.parts(), r.vector(), r.vector()
+    scale, mean, inv_std = r.contiguous(gamma), r.contiguous(mean), r.contiguous(inv_std)
+    r.over_rows("grad_sums", *images, mean, inv_std, parts)
+    r.per_channel("finish_grad_sums", parts, np.int32(r.plan.parts), np.int32(r.C), ggamma, gbeta)
+    r.over_rows("grad_input", *images, scale, mean, inv_std, ggamma, gbeta, r.y)
+    return r.result(), ggamma, gbeta

@@ -1,0 +1,100 @@
+"""SGD over all parameters in one launch. The mathematics: src/sgd.cu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minires.kernels.cuda.arrays import THREADS, accumulator, ceil_div, size_of
+from minires.kernels.cuda.launch import device_of
+
+CHUNK = 1 << 14
+"""Elements that a block updates; a multiple of every 16-byte pack."""
+
+
+class FusedSGD:
+    """SGD with momentum as torch.optim.SGD, on arrays updated in place.
+
+    parameters: arrays of one dtype on one device, without gaps in memory. The momentum buffers are
+    made here and live as long as this object. `settings` lies on the device: writing to it changes
+    the learning rate of a captured graph.
+
+    Raises ValueError if there are no parameters, or they differ in dtype, or have gaps.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Any],
+        lr: float,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        if not parameters:
+            raise ValueError("FusedSGD: got no parameters")
+        dtype = parameters[0].dtype
+        for i, p in enumerate(parameters):
+            if p.dtype != dtype or not dense(p):
+                raise ValueError(
+                    f"FusedSGD: parameters are {dtype} without gaps in memory, number {i} is "
+                    f"{p.dtype} with shape {p.shape} and strides {p.strides}"
+                )
+        self.device = device_of(parameters[0])
+        xp = self.device.xp
+        self.parameters = list(parameters)
+        self.buffers = [xp.zeros(size_of(p), dtype) for p in parameters] if momentum else None
+        self.nesterov, self.steps = nesterov, 0
+        sums = accumulator(dtype)
+        self.settings = xp.asarray(np.array([lr, momentum, dampening, weight_decay], sums))
+        sizes = [size_of(p) for p in parameters]
+        chunks = [(i, k * CHUNK) for i, n in enumerate(sizes) for k in range(ceil_div(n, CHUNK))]
+        self.chunks = len(chunks)
+        self.sizes = xp.asarray(np.array(sizes, np.int64))
+        self.owner = xp.asarray(np.array([i for i, _ in chunks], np.int32))
+        self.start = xp.asarray(np.array([k for _, k in chunks], np.int64))
+        self.kernel = self.device.module("sgd.cu", ELEMENT=dtype).kernel("sgd")
+
+    def step(self, gradients: Sequence[Any]) -> None:
+        """Update every parameter by its gradient, given in the parameters' order and strides.
+
+        Raises ValueError for gradients of other shapes or memory orders.
+        """
+        if len(gradients) != len(self.parameters):
+            raise ValueError(
+                f"FusedSGD: expected {len(self.parameters)} gradients, got {len(gradients)}"
+            )
+        for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
+            if (g.shape, g.dtype, order(g)) != (p.shape, p.dtype, order(p)) or not dense(g):
+                raise ValueError(
+                    f"FusedSGD: gradient {i} is {g.dtype}, shape {g.shape}, strides {g.strides}; "
+                    f"its parameter {p.dtype}, shape {p.shape}, strides {p.strides}"
+                )
+        tables = [self.device.pointers(a) for a in (self.parameters, gradients)]
+        tables.append(self.device.pointers(self.buffers) if self.buffers else None)
+        args = (
+            *tables, self.sizes, self.owner, self.start, CHUNK, self.settings,
+            np.int32(self.nesterov), np.int32(self.steps == 0),
+        )  # fmt: skip
+        self.kernel((self.chunks,), (THREADS,), args)
+        self.steps += 1
+
+
+def order(array: Any) -> tuple[int, ...]:
+    """The strides of the axes that matter: those longer than one element."""
+    return tuple(s for n, s in zip(array.shape, array.strides, strict=True) if n > 1)
+
+
+def dense(array: Any) -> bool:
+    """Whether an array fills its memory, in whatever order of axes."""
+    expected = array.dtype.itemsize
+    axes = sorted(
+        (s, n) for n, s in zip(array.shape, array.strides, strict=True) if n > 1
+    )  # fmt: skip
+    for stride, length in axes:
+        if stride != expected:
+            return False
+        expected *= length
+    return array.size > 0

@@ -1,0 +1,59 @@
+"""How large a piece of a product one block makes, and over how many blocks a long sum is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minires.kernels.cuda.arrays import ceil_div
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block makes BM x BN numbers, a thread TM x TN of them."""
+
+    BM: int
+    BN: int
+    TM: int
+    TN: int
+
+    @property
+    def threads(self) -> int:
+        return (self.BM // self.TM) * (self.BN // self.TN)
+
+    @property
+    def definitions(self) -> dict[str, int]:
+        return {"BM": self.BM, "BN": self.BN, "TM": self.TM, "TN": self.TN}
+
+
+WEIGHT_TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4), Tile(32, 64, 4, 4), Tile(16, 64, 4, 4))
+"""For weight gradients: rows are output channels, columns the inputs of a window."""
+
+TILES = (Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(128, 32, 4, 4), Tile(128, 16, 4, 4))
+"""From wide to narrow: a CIFAR net's 16, 32 and 64 channels fill a piece each."""
+
+
+def tile_for(columns: int, itemsize: int) -> Tile:
+    """The tile for a product with this many columns; float64 takes twice the registers."""
+    usable = TILES[1:] if itemsize == 8 else TILES
+    return next((t for t in reversed(usable) if columns <= t.BN), usable[0])
+
+
+def weight_tile(rows: int, columns: int, itemsize: int) -> Tile:
+    """The tile for a weight gradient: no more rows than needed; large where it can be filled."""
+    usable = WEIGHT_TILES if itemsize < 8 and rows >= 128 and columns >= 512 else WEIGHT_TILES[1:]
+    return next((t for t in reversed(usable) if rows <= t.BM), usable[0])
+
+
+def splits(pieces: int, length: int, multiprocessors: int, shortest: int) -> int:
+    """Over how many blocks to split each of `pieces` sums of `length` terms.
+
+    Enough to give every multiprocessor two blocks, while each still adds up `shortest` terms.
+    """
+    wanted = ceil_div(2 * multiprocessors, pieces)
+    return max(1, min(wanted, length // shortest))
+
+
+def parts_of(length: int, count: int) -> tuple[int, int]:
+    """(terms per part, parts), none of them empty, for a sum split over at most `count` parts."""
+    per_part = max(1, ceil_div(length, count))
+    return per_part, max(1, ceil_div(length, per_part))
