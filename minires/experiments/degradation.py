@@ -76,6 +76,9 @@ def describe(result: Degradation) -> Report:
     for name, group in (("Plain", result.plain), ("Residual", result.residual)):
         if len(group) > 1:
             found.append(_depth_sentence(name, group[0], group[-1]))
+        elif group:
+            train, test = group[0].train.text(), group[0].test.text()
+            found.append(f"{group[0].net}: {train} % training error, {test} % test error.")
     deepest = [group[-1] for group in (result.plain, result.residual) if group]
     if len(deepest) == 2 and deepest[0].layers == deepest[1].layers:
         gap = Difference.between(deepest[0].train, deepest[1].train)

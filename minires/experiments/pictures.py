@@ -109,6 +109,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line], gap: float = 0.062) -> None:
     if not named:
         return
     ends = np.array([np.atleast_2d(line.values).mean(axis=0)[-1] for line in named])
+    axes.get_ylim()  # makes pending limits take effect
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = to_axes.transform(np.column_stack([np.zeros_like(ends), ends]))[:, 1]
     order = np.argsort(heights)

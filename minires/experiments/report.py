@@ -45,7 +45,7 @@ class Table:
             return "-"
         if isinstance(value, float):
             return f"{value:.{self.digits}f}"
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
     def csv(self) -> str:
         """A Spread takes three columns: mean, deviation and how many."""
