@@ -12,14 +12,16 @@ treated as read-only unless the walk owns them. Only what leaves it, into `.grad
 from __future__ import annotations
 
 import heapq
+import itertools
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from minires.autograd.buffer import Saved
 from minires.autograd.hooks import Hooks
-from minires.autograd.tape import Function, describe, enable_grad, no_grad
+from minires.autograd.tape import Function, describe, enable_grad, no_grad, shape_and_dtype
 from minires.autograd.tensor import Tensor
 
 Key = tuple[int, int]  # (id of a node or leaf, output index)
@@ -62,54 +64,49 @@ class _Walk:
         self.create_graph = create_graph
         self.wanted = wanted or ()
         self.fills_grad = wanted is None  # backward() writes into `.grad`, grad() must not
-        self.pending: dict[Key, _Pending] = {}
+        self.pending: dict[int, dict[int, _Pending]] = {}  # by node or leaf, then output index
         self.leaves: dict[int, Tensor] = {}
         self.found: dict[Key, _Pending] = {}
         self.heap: list[tuple[int, Function]] = []
-        self.queued: set[int] = set()
         self.useful: set[int] | None = None
 
     def receive(self, edge: Any, value: Tensor, owned: bool) -> None:
         """Add a gradient to what an edge has collected."""
-        if isinstance(edge, Tensor):
-            key = (id(edge), 0)
-            self.leaves[id(edge)] = edge
-        else:
-            node, index = edge
-            key = (id(node), index)
-            if id(node) not in self.queued:
-                self.queued.add(id(node))
+        node, index = edge if type(edge) is tuple else (edge, 0)
+        collected = self.pending.get(id(node))
+        if collected is None:
+            self.pending[id(node)] = {index: _Pending(value, owned)}
+            if node is edge:
+                self.leaves[id(node)] = node
+            else:
                 heapq.heappush(self.heap, (-node.sequence, node))
-        pending = self.pending.get(key)
-        if pending is None:
-            self.pending[key] = _Pending(value, owned)
+        elif index in collected:
+            collected[index].add(value, owned, self.create_graph)
         else:
-            pending.add(value, owned, self.create_graph)
+            collected[index] = _Pending(value, owned)
 
     def run(self) -> None:
         with enable_grad() if self.create_graph else no_grad():
             while self.heap:
                 _, node = heapq.heappop(self.heap)
                 self.visit(node)
-            for leaf in self.leaves.values():
-                pending = self.pending.pop((id(leaf), 0))
-                _apply_hooks(leaf._hooks, pending, leaf.shape, leaf.dtype)
-                self.found[(id(leaf), 0)] = pending
+            for identity, leaf in self.leaves.items():
+                pending = self.pending.pop(identity)[0]
+                if leaf._hooks:
+                    _apply_hooks(leaf._hooks, pending, leaf.shape, leaf.dtype)
+                self.found[(identity, 0)] = pending
 
     def visit(self, node: Function) -> None:
+        collected = self.pending.pop(id(node))
+        watched = node.hooks or node.retained or self.wanted
         gradients = []
         for index, (shape, dtype) in enumerate(node.outputs):
-            pending = self.pending.pop((id(node), index), None)
+            pending = collected.get(index)
             if pending is None:  # an output nothing was computed from
                 gradients.append(Tensor._wrap(np.zeros(shape, dtype)))
                 continue
-            if node.hooks is not None:
-                _apply_hooks(node.hooks.get(index), pending, shape, dtype)
-            if node.retained is not None and self.fills_grad:
-                _retain(node.retained.get(index), pending.value)
-            if (id(node), index) in self.wanted:
-                self.found[(id(node), index)] = pending
-                pending.owned = False
+            if watched:
+                self.show(node, index, pending)
             gradients.append(pending.value)
         if self.useful is not None and id(node) not in self.useful:
             return
@@ -126,10 +123,11 @@ class _Walk:
             raise RuntimeError(
                 f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
             )
-        for position, (edge, result) in enumerate(zip(edges, results, strict=True)):
+        for position, result in enumerate(results):
             if result is None or not needs[position]:
                 continue
-            shape, dtype = node.inputs[position]
+            edge = edges[position]
+            shape, dtype = shape_and_dtype(edge)
             if result._data.shape != shape:
                 raise RuntimeError(
                     f"{node.name}.backward returned a gradient of shape {result.shape} for input "
@@ -142,33 +140,55 @@ class _Walk:
                         "requires_grad is for floating-point tensors"
                     )
                 result = result.astype(dtype)
-            self.receive(edge, result, _is_fresh(result._data, gradients, results, position, node))
+            # The gradient of what was consumed only once is never added to: no need to know.
+            once = type(edge) is tuple and edge[0].consumers == 1
+            owned = not once and _is_fresh(result._data, gradients, results, node)
+            self.receive(edge, result, owned)
         if not self.retain_graph:
             node.release()
 
+    def show(self, node: Function, index: int, pending: _Pending) -> None:
+        """The whole gradient of an output to those who asked for it."""
+        if node.hooks is not None:
+            _apply_hooks(node.hooks.get(index), pending, *node.outputs[index])
+        if node.retained is not None and self.fills_grad:
+            _retain(node.retained.get(index), pending.value)
+        if (id(node), index) in self.wanted:
+            self.found[(id(node), index)] = pending
+            pending.owned = False
+
 
 def _is_fresh(
-    array: Any, gradients: list[Tensor], results: tuple[Any, ...], position: int, node: Function
+    array: Any, gradients: list[Tensor], results: tuple[Any, ...], node: Function
 ) -> bool:
-    """Whether backward made this array for this input alone, so that it may be added into."""
+    """Whether backward made this array for one input alone, so that it may be added into."""
     if not node.of_engine:  # it may hand out an array that it keeps
         return False
-    for gradient in gradients:
-        if array is gradient._data or _overlap(array, gradient._data):
+    # Arrays are told apart by who owns their memory; only views of one array, and memory that no
+    # array owns, are compared by their extents.
+    owner = array if array.base is None else array.base
+    foreign = getattr(owner, "base", owner) is not None
+    itself = False
+    for tensor in itertools.chain(gradients, results):
+        if tensor is None:
+            continue
+        other = tensor._data
+        if other is array:
+            if itself:
+                return False
+            itself = True
+        elif (foreign or other is owner or other.base is owner) and _overlap(array, other):
             return False
-    for other, result in enumerate(results):
-        if other != position and result is not None and _overlap(array, result._data):
+    for other in node._saved.values() if node._saved else ():
+        if type(other) is Saved:
+            other = other.array
+        if (foreign or other is owner or other.base is owner) and _overlap(array, other):
             return False
-    return not any(_overlap(array, saved) for saved in node.saved_arrays().values())
+    return True
 
 
 def _overlap(a: Any, b: Any) -> bool:
-    # Two arrays that own their memory overlap only if they are one.
-    if a is b:
-        return True
-    if a.base is None and b.base is None:
-        return False
-    return bool(np.may_share_memory(a, b))
+    return a is b or bool(np.may_share_memory(a, b))
 
 
 def _apply_hooks(hooks: Hooks | None, pending: _Pending, shape: Any, dtype: Any) -> None:

@@ -49,21 +49,17 @@ class Saved:
 
     __slots__ = ("array", "buffer", "checksum", "edge", "version")
 
-    def __init__(self, array: Any, buffer: Buffer | None, edge: Any) -> None:
+    def __init__(self, array: Any, buffer: Buffer, edge: Any) -> None:
         self.array = array
         self.buffer = buffer
         self.edge = edge
-        if buffer is not None:
-            self.version = buffer.version
-            self.checksum = checksum(buffer.array) if buffer.exposed else None
+        self.version = buffer.version
+        self.checksum = checksum(buffer.array) if buffer.exposed else None
 
     def changed(self) -> bool:
+        """Whether somebody has written into its memory since."""
         buffer = self.buffer
-        if buffer is None:
-            return False
-        if buffer.version != self.version:
-            return True
-        if not buffer.exposed:
-            return False
+        if buffer.version != self.version or not buffer.exposed:
+            return buffer.version != self.version
         expected = self.checksum if self.checksum is not None else buffer.first_checksum
         return checksum(buffer.array) != expected

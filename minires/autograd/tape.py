@@ -12,7 +12,7 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -120,12 +120,12 @@ class Function:
 
     _registry: ClassVar[dict[str, type[Function]]] = {}
 
-    edges: tuple[Any, ...] | None = None
+    edges: Sequence[Any] | None = None
     needs: tuple[bool, ...] = ()
     sequence: int = -1
+    consumers: int = 0  # how often an output became the input of a recorded operation
     hooks: dict[int, Hooks] | None = None
-    outputs: tuple[tuple[tuple[int, ...], Any], ...] = ()
-    inputs: tuple[tuple[tuple[int, ...], Any], ...] = ()
+    outputs: Sequence[tuple[tuple[int, ...], Any]] = ()  # their shapes and dtypes
     retained: dict[int, weakref.ref[Tensor]] | None = None
     _to_save: dict[str, Any] | None = None
     _saved: dict[str, Any] | None = None
@@ -160,68 +160,85 @@ class Function:
         except AttributeError:
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
             raise TypeError(f"{self.name}: takes Tensors, got {kinds}") from None
-        if len(arrays) > 1:
-            _tell_apart(arrays, tensors)
-        result = self.forward(*arrays)
         record = False
         if _mode.enabled:
             for tensor in tensors:
                 if tensor.requires_grad:
                     record = True
+                    if len(arrays) > 1:
+                        _tell_apart(arrays, tensors)
                     break
+        result = self.forward(*arrays)
         if type(result) is tuple:
-            outputs = tuple(
-                self._output(array, index, record, tensors, arrays)
-                for index, array in enumerate(result)
-            )
-            if record:
-                self._record(tensors, arrays, outputs)
-            return outputs
-        output = self._output(result, 0, record, tensors, arrays)
-        if record:
-            self._record(tensors, arrays, (output,))
-        return output
-
-    def _output(
-        self, array: Any, index: int, record: bool, tensors: tuple[Tensor, ...], arrays: list[Any]
-    ) -> Tensor:
-        """A result of forward as a tensor; with the buffer of the input whose memory it shares."""
-        if not isinstance(array, np.ndarray):
-            if not hasattr(array, "dtype"):
-                raise TypeError(
-                    f"{self.name}.forward returns an array or a tuple of arrays, got "
-                    f"{type(array).__name__}"
-                )
-            if isinstance(array, np.generic):
-                array = np.asarray(array)
-        buffer = None
-        if self.view and np.may_share_memory(array, arrays[0]):
-            buffer = tensors[0]._buffer
+            outputs = tuple([self._output(array, tensors, arrays) for array in result])
         else:
-            for tensor, known in zip(tensors, arrays, strict=True):
-                if array is known:
-                    buffer = tensor._buffer
-        return Tensor._wrap(array, self if record else None, index, buffer)
+            outputs = (self._output(result, tensors, arrays),)
+        if record:
+            self._record(tensors, arrays, outputs)
+        return outputs if type(result) is tuple else outputs[0]
+
+    def _output(self, array: Any, tensors: tuple[Tensor, ...], arrays: list[Any]) -> Tensor:
+        """A result of forward as a tensor; with the buffer of the input whose memory it shares."""
+        if type(array) is not np.ndarray:
+            array = self._as_array(array)
+        if self.view and np.may_share_memory(array, arrays[0]):
+            return Tensor._wrap(array, buffer=tensors[0]._buffer)
+        for i, known in enumerate(arrays):
+            if array is known:
+                return Tensor._wrap(array, buffer=tensors[i]._buffer)
+        return Tensor._wrap(array)
+
+    def _as_array(self, result: Any) -> Any:
+        """A result of forward that is a number, or an array that is not NumPy's."""
+        if not hasattr(result, "dtype"):
+            raise TypeError(
+                f"{self.name}.forward returns an array or a tuple of arrays, got "
+                f"{type(result).__name__}"
+            )
+        return np.asarray(result) if isinstance(result, np.generic) else result
 
     def _record(
         self, tensors: tuple[Tensor, ...], arrays: list[Any], outputs: tuple[Tensor, ...]
     ) -> None:
+        """Become a node of the graph."""
         if self.sequence >= 0:
             raise RuntimeError(
                 f"{self.name}: one object stands for one call; make a new one for each, as in "
                 f"{self.name}(...)(x)"
             )
-        self.edges = edges = tuple([tensor._edge() for tensor in tensors])
-        self.needs = tuple([edge is not None for edge in edges])
-        self.inputs = tuple([(array.shape, array.dtype) for array in arrays])
-        self.outputs = tuple([(out._data.shape, out._data.dtype) for out in outputs])
         self.sequence = next(_sequence)
+        edges: list[Any] = []
+        for tensor in tensors:
+            node = tensor._node
+            if node is not None:
+                node.consumers += 1
+                edges.append((node, tensor._index))
+            else:
+                edges.append(tensor if tensor.requires_grad else None)
+        self.edges, self.needs = edges, tuple([edge is not None for edge in edges])
+        self.outputs = shapes = []
+        for index, output in enumerate(outputs):
+            output.requires_grad, output._node, output._index = True, self, index
+            shapes.append((output._data.shape, output._data.dtype))
         if self._to_save is not None:
-            saved: dict[str, Any] = {}
+            self._saved = saved = {}
             for name, array in self._to_save.items():
-                saved[name] = _saved_as(array, tensors, arrays, edges, outputs)
-            self._saved = saved
+                saved[name] = array
+                for i, known in enumerate(arrays):
+                    if array is known:
+                        saved[name] = Saved(array, tensors[i]._buffer, edges[i])
+                        break
+                else:
+                    for i, output in enumerate(outputs):
+                        if array is output._data:
+                            # Only the index: an edge to the node would be a reference cycle.
+                            saved[name] = Saved(array, output._buffer, i)
             self._to_save = None
+
+    @property
+    def inputs(self) -> list[tuple[tuple[int, ...], Any] | None]:
+        """Shape and dtype of each input that a gradient may go to; None for the others."""
+        return [None if edge is None else shape_and_dtype(edge) for edge in self.edges or ()]
 
     @property
     def saved(self) -> Any:
@@ -233,21 +250,25 @@ class Function:
             raise RuntimeError(f"{self.name}: nothing was saved for backward")
         values = {}
         for name, item in self._saved.items():
-            if type(item) is Saved:
-                edge = item.edge
-                # A leaf whose `.data` was assigned holds other memory than was saved.
-                replaced = isinstance(edge, Tensor) and edge._buffer is not item.buffer
-                if replaced or item.changed():
-                    raise RuntimeError(
-                        f"{self.name}: {name!r} ({describe(item.array)}) was saved for backward "
-                        "and changed in place since, so the gradient would be wrong. Change it "
-                        "after backward(), or work on a copy."
-                    )
-                if type(edge) is int:
-                    edge = (self, edge)
-                values[name] = Tensor._of_saved(item, edge)
-            else:
+            if type(item) is not Saved:
                 values[name] = Tensor._wrap(item)
+                continue
+            edge, buffer = item.edge, item.buffer
+            # A leaf whose `.data` was assigned holds other memory than was saved.
+            leaf = edge is not None and isinstance(edge, Tensor)
+            if item.changed() or (leaf and edge._buffer is not buffer):
+                raise RuntimeError(
+                    f"{self.name}: {name!r} ({describe(item.array)}) was saved for backward "
+                    "and changed in place since, so the gradient would be wrong. Change it "
+                    "after backward(), or work on a copy."
+                )
+            if leaf:
+                values[name] = edge
+            elif edge is None:
+                values[name] = Tensor._wrap(item.array, buffer=buffer)
+            else:
+                node, index = (self, edge) if type(edge) is int else edge
+                values[name] = Tensor._wrap(item.array, node, index, buffer)
         return SimpleNamespace(**values)
 
     def saved_arrays(self) -> dict[str, Any]:
@@ -260,12 +281,14 @@ class Function:
 
         Raises TypeError unless each is a Tensor or None.
         """
-        everything = self.needs
-        self.needs = needs
-        try:
+        if needs is self.needs:
             results = self.backward(*gradients)
-        finally:
-            self.needs = everything
+        else:
+            everything, self.needs = self.needs, needs
+            try:
+                results = self.backward(*gradients)
+            finally:
+                self.needs = everything
         if not isinstance(results, tuple):
             results = tuple(results) if isinstance(results, list) else (results,)
         for result in results:
@@ -287,28 +310,21 @@ def _tell_apart(arrays: list[Any], tensors: tuple[Tensor, ...]) -> None:
 
     What `save` keeps is traced to its input by identity.
     """
+    count = len(arrays)
+    if arrays[0] is not arrays[1] and (count == 2 or len(set(map(id, arrays))) == count):
+        return
     first: dict[int, Tensor] = {}
     for i, tensor in enumerate(tensors):
         if first.setdefault(id(arrays[i]), tensor) is not tensor:
             arrays[i] = arrays[i].view()
 
 
-def _saved_as(
-    array: Any,
-    tensors: tuple[Tensor, ...],
-    arrays: list[Any],
-    edges: tuple[Any, ...],
-    outputs: tuple[Tensor, ...],
-) -> Any:
-    """`array` with its place in the graph, if it is an input or an output of the operation."""
-    for i, known in enumerate(arrays):
-        if array is known:
-            return Saved(array, tensors[i]._buffer, edges[i])
-    for i, output in enumerate(outputs):
-        if array is output._data:
-            # Only the index: an edge to the node itself would be a reference cycle.
-            return Saved(array, output._buffer, i)
-    return array
+def shape_and_dtype(edge: Any) -> tuple[tuple[int, ...], Any]:
+    """Of the tensor that an edge leads to."""
+    if type(edge) is tuple:
+        node, index = edge
+        return node.outputs[index]
+    return edge._data.shape, edge._data.dtype
 
 
 def describe(array: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.autograd.buffer import Buffer, Saved
+from minires.autograd.buffer import Buffer
 from minires.autograd.hooks import Handle, Hooks
 from minires.autograd.tape import Function, describe, is_grad_enabled
 
@@ -66,16 +66,6 @@ class Tensor:
         tensor._index = index
         tensor._hooks = None
         return tensor
-
-    @classmethod
-    def _of_saved(cls, saved: Saved, edge: Any) -> Tensor:
-        """A saved array as the tensor it was, in its place in the graph."""
-        if isinstance(edge, Tensor):
-            return edge
-        if edge is None:
-            return cls._wrap(saved.array, buffer=saved.buffer)
-        node, index = edge
-        return cls._wrap(saved.array, node, index, saved.buffer)
 
     def _edge(self) -> Any:
         """Where this tensor's gradient goes: itself (a leaf), (node, output index), or None."""
@@ -148,7 +138,8 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self._data.shape)
+        shape: tuple[int, ...] = self._data.shape
+        return shape
 
     @property
     def dtype(self) -> Any:

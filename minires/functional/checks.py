@@ -18,20 +18,23 @@ def floating(operation: str, **tensors: Tensor) -> None:
 
 def same_dtype(operation: str, **tensors: Tensor) -> None:
     """Raise TypeError unless all tensors have the dtype of the first."""
-    (first, *others) = tensors.items()
-    for name, tensor in others:
-        if tensor._data.dtype != first[1]._data.dtype:
+    first, dtype = "", None
+    for name, tensor in tensors.items():
+        if dtype is None:
+            first, dtype = name, tensor._data.dtype
+        elif tensor._data.dtype != dtype:
             raise TypeError(
-                f"{operation}: {first[0]} is {first[1].dtype} and {name} is {tensor.dtype}; "
+                f"{operation}: {first} is {dtype} and {name} is {tensor.dtype}; "
                 "convert one of them with .float() or .double()"
             )
 
 
 def channels(operation: str, x: Tensor, **per_channel: Tensor | None) -> None:
     """Raise ValueError unless the tensors hold one value per channel of x (N, C, ...)."""
-    C = x.shape[1]
+    C = x._data.shape[1]
+    expected = (C,)
     for name, tensor in per_channel.items():
-        if tensor is not None and tensor.shape != (C,):
+        if tensor is not None and tensor._data.shape != expected:
             raise ValueError(
                 f"{operation}: {name} must have shape ({C},) for the {C} channels of x "
                 f"{shape_text(x.shape)}, got {tensor.shape}"

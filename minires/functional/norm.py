@@ -193,7 +193,7 @@ def _batch_norm(
 ) -> Tensor:
     x = as_tensor(x)
     floating("batch_norm", x=x)
-    if x.ndim not in (2, 4):
+    if x._data.ndim not in (2, 4):
         raise ValueError(f"batch_norm: expected (N, C) or (N, C, H, W), got {shape_text(x.shape)}")
     if (weight is None) != (bias is None):
         raise ValueError("batch_norm: give weight and bias both, or neither")
@@ -205,12 +205,16 @@ def _batch_norm(
                 f"batch_norm: running statistics are Tensors, updated in place; got "
                 f"{type(running).__name__}"
             )
-    affine = () if weight is None else (as_tensor(weight), as_tensor(bias))
-    names = dict(zip(("weight", "bias"), affine, strict=False))
-    channels("batch_norm", x, running_mean=running_mean, running_var=running_var, **names)
-    same_dtype("batch_norm", x=x, **names)
+    affine: tuple[Tensor, ...] = ()
+    if weight is not None:
+        affine = weight, bias = as_tensor(weight), as_tensor(bias)
+        same_dtype("batch_norm", x=x, weight=weight, bias=bias)
+    channels(
+        "batch_norm", x,
+        running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
+    )  # fmt: skip
     if training or running_mean is None or running_var is None:
-        m = x.size // max(x.shape[1], 1)
+        m = x._data.size // max(x._data.shape[1], 1)
         if m < 2:
             raise ValueError(
                 f"batch_norm: training needs more than one value per channel, x has "
@@ -219,14 +223,17 @@ def _batch_norm(
         function = BatchNormReLUTrain(eps) if fuse_relu else BatchNormTrain(eps)
         y: Tensor = function(x, *affine)
         if training and running_mean is not None and running_var is not None:
-            _move(running_mean, function.mean, momentum)
-            _move(running_var, function.var * (m / (m - 1)), momentum)
+            _move(running_mean, function.mean, momentum, 1.0)
+            _move(running_var, function.var, momentum, m / (m - 1))
         return y
     mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
     normalised: Tensor = BatchNormEval(mean, var, eps)(x, *affine)
     return relu(normalised) if fuse_relu else normalised
 
 
-def _move(running: Tensor, batch: Any, momentum: float) -> None:
-    running._data[...] = (1 - momentum) * running._data + momentum * batch
+def _move(running: Tensor, batch: Any, momentum: float, unbiased: float) -> None:
+    """Towards the batch's statistic, in place; `unbiased` makes it that of all images."""
+    array = running._data
+    array *= 1 - momentum
+    array += (momentum * unbiased) * batch
     running._buffer.version += 1

@@ -27,6 +27,10 @@ def pair(value: int | Sequence[int], name: str, operation: str, minimum: int) ->
 
     Raises TypeError if it is not made of integers, ValueError if one is below `minimum`.
     """
+    if type(value) is tuple and len(value) == 2:  # as layers keep it: the usual case, at once
+        high, wide = value
+        if type(high) is type(wide) is int and high >= minimum and wide >= minimum:
+            return value
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) == 1:
         values *= 2

@@ -157,18 +157,20 @@ class BatchNorm2d(Module):
         return self._normalise(F.batch_norm_relu, x)
 
     def _normalise(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        parameters, buffers = self._parameters, self._buffers
         y = function(
             x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
+            buffers["running_mean"],
+            buffers["running_var"],
+            parameters["weight"],
+            parameters["bias"],
             self.training,
             self.momentum,
             self.eps,
         )
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked._data[...] += 1
+        tracked = buffers["num_batches_tracked"]
+        if self.training and tracked is not None:
+            tracked._data += 1
         return y
 
     def extra_repr(self) -> str:

@@ -64,10 +64,10 @@ class Module:
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        for table in ("_parameters", "_buffers", "_modules"):
-            entries = self.__dict__.get(table, {})
-            if name in entries:
-                return entries[name]
+        own = self.__dict__
+        for table in ("_parameters", "_modules", "_buffers"):
+            if table in own and name in own[table]:
+                return own[table][name]
         known = [*self.__dict__.get("_modules", ()), *self.__dict__.get("_parameters", ())]
         guess = nearest(name, [*known, *dir(type(self))])
         hint = f"; did you mean {guess!r}?" if guess else ""
@@ -121,15 +121,17 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for hook in tuple(self._forward_pre_hooks.values()):
-            changed = hook(self, args)
-            if changed is not None:
-                args = changed if isinstance(changed, tuple) else (changed,)
+        if self._forward_pre_hooks:
+            for hook in tuple(self._forward_pre_hooks.values()):
+                changed = hook(self, args)
+                if changed is not None:
+                    args = changed if isinstance(changed, tuple) else (changed,)
         output = self.forward(*args, **kwargs)
-        for hook in tuple(self._forward_hooks.values()):
-            changed = hook(self, args, output)
-            if changed is not None:
-                output = changed
+        if self._forward_hooks:
+            for hook in tuple(self._forward_hooks.values()):
+                changed = hook(self, args, output)
+                if changed is not None:
+                    output = changed
         return output
 
     def register_forward_hook(self, hook: Callable[..., Any]) -> Handle:

@@ -84,16 +84,16 @@ class Audit:
             if was != is_:
                 what = "the gradient it was given" if i < len(gradients) else "a saved array"
                 self.note("mutated", f"it changes {what} in place; work on a copy", where)
-        names = input_names(function.forward, len(function.inputs))
+        names = input_names(function.forward, len(results))
         given = all(np.isfinite(g).all() for g in gradients)
         floor = NEGLIGIBLE * max(largest(g) for g in gradients)
         full = all(g.dtype == np.float64 for g in gradients) and any(
             g.any() and not single_precision(g) for g in gradients
         )
-        for name, (shape, dtype), result in zip(names, function.inputs, results, strict=False):
-            if result is None:
+        for name, expected, result in zip(names, function.inputs, results, strict=False):
+            if result is None or expected is None:
                 continue
-            array = result._data
+            (shape, dtype), array = expected, result._data
             self.flows.append((f"{name} of {function.name}", array))
             if array.shape != shape:
                 self.note(*wrong_shape(name, array.shape, shape), where)
