@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minires.cli.kernels_bench import bench
+from minires.cli.kernels_check import check
+
 if TYPE_CHECKING:
     from minires.kernels import Kernel
 
@@ -18,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     invoke_without_command=True,
 )
+
+app.command()(check)
+app.command()(bench)
 
 Operation = Annotated[
     str | None, typer.Argument(metavar="[OPERATION]", help="Only the kernels of this one.")
@@ -46,47 +52,51 @@ def list_kernels(
     """
     from minires._names import unknown
     from minires.cli.console import output, short, table
-    from minires.kernels import ConvGeometry, available, conv_geometry, load
+    from minires.kernels import available, conv_geometry, load
 
     for path in files or ():
         load(path)
     found = available()
-    names = {kernel.operation for kernel in found}
+    names = list(dict.fromkeys(kernel.operation for kernel in found))
     if operation is not None and operation not in names:
         raise typer.BadParameter(unknown("operation", operation, names))
+    shown = [kernel for kernel in found if operation in (None, kernel.operation)]
     sample = conv_geometry((16, 64, 56, 56), (64, 64, 3, 3), 1, 1)
 
     def workspace(kernel: Kernel) -> str:
-        geometry: ConvGeometry | None = sample if kernel.operation.startswith("conv2d") else None
-        if geometry is None or not kernel.supports(geometry, "float32"):
+        is_conv = kernel.operation.startswith("conv2d")
+        if not is_conv or not kernel.supports(sample, "float32"):
             return ""
-        size = kernel.workspace_bytes(geometry, "float32")
+        size = kernel.workspace_bytes(sample, "float32")
         return "" if size is None else f"{short(size)}B"
 
-    rows = table("kernel", "backend", "dtypes", "exact", ">workspace", "supports")
-    for column in rows.columns[:-1]:
-        column.no_wrap = True
-    for name in dict.fromkeys(kernel.operation for kernel in found):
-        if operation not in (None, name):
-            continue
-        rows.add_row(f"[bold]{name}[/]")
-        for kernel in found:
+    columns = ("kernel", "backend", "dtypes", "exact", ">workspace", "supports")
+    cells = {
+        kernel: (
+            kernel.name,
+            kernel.backend,
+            " ".join(_short_dtype(dtype) for dtype in kernel.dtypes) or "any",
+            "yes" if kernel.exact else "no",
+            workspace(kernel),
+            kernel.constraint,
+        )
+        for kernel in shown
+    }
+    widths = [max(map(len, column)) for column in zip(columns, *cells.values(), strict=True)]
+    for name in dict.fromkeys(kernel.operation for kernel in shown):
+        rows = table(*columns)
+        rows.title, rows.title_justify, rows.title_style = f"\n{name}", "left", "bold"
+        rows.show_header = name == shown[0].operation
+        for column, width in zip(rows.columns[:-1], widths, strict=False):
+            column.min_width, column.no_wrap = width, True
+        for kernel in shown:
             if kernel.operation == name:
-                rows.add_row(
-                    f"  {kernel.name}",
-                    kernel.backend,
-                    _dtypes(kernel),
-                    "yes" if kernel.exact else "no",
-                    workspace(kernel),
-                    kernel.constraint,
-                )
-    output().print(rows)
-    if any(kernel.workspace for kernel in found if operation in (None, kernel.operation)):
+                rows.add_row(*cells[kernel])
+        output().print(rows)
+    if any(kernel.workspace for kernel in shown):
         output().print(f"workspace: bytes besides arguments and results for {sample} in float32")
 
 
-def _dtypes(kernel: Kernel) -> str:
-    """`float32, 64`, `float16`, `any`."""
-    floats = [name.removeprefix("float") for name in kernel.dtypes if name.startswith("float")]
-    others = [name for name in kernel.dtypes if not name.startswith("float")]
-    return ", ".join(([f"float{', '.join(floats)}"] if floats else []) + others) or "any"
+def _short_dtype(name: str) -> str:
+    """`f32`, `bf16`."""
+    return name.replace("float", "f")
