@@ -113,7 +113,7 @@ class Slices(nn.Module):
         self.conv = nn.Conv2d(1, 2, 3, padding=1, bias=True)
         self.pool = nn.AvgPool2d(2, 2)
         self.cut, self.shift, self.both = nn.Identity(), nn.Identity(), nn.Identity()
-        self.cells, self.gated = nn.AdaptiveAvgPool2d((3, 2)), nn.Identity()
+        self.cells, self.gated = nn.AdaptiveAvgPool2d((4, 3)), nn.Identity()
 
     def forward(self, x):
         y = self.conv(x)
@@ -127,6 +127,20 @@ class Slices(nn.Module):
 @pytest.mark.parametrize("layer", ["cut", "shift", "both", "pool", "cells", "gated"])
 def test_other_ways_by_perturbation(layer):
     check(Positive(Slices()), f"net.{layer}", (1, 9, 10), (1, 1))
+
+
+def test_an_image_that_is_read_in_two_ways():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1, bias=False)
+            self.wide = nn.Conv2d(1, 1, 3, padding=2, dilation=2, bias=False)
+            self.end = nn.Identity()
+
+        def forward(self, x):
+            return self.end(self.wide(x) + self.conv(x))
+
+    check(Positive(Two()), "net.end", (1, 9, 10), (3, 4))
 
 
 def test_sizes_known_from_the_literature():
