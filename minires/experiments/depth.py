@@ -52,7 +52,7 @@ def run(lab: Lab) -> Depth:
     """Train residual nets of several depths, part of the training images held out."""
     plans = sorted(lab.nets(NETS, QUICK), key=lambda plan: plan.layers)
     found = lab.train(plans, held_out=True)
-    held_out = lab.settings.sets(held_out=True).validation
+    held_out = lab.sets.validation
     if held_out is None:
         raise ValueError("depth: no images are held out to choose by")
     rows = []

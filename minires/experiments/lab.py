@@ -102,7 +102,7 @@ class Lab:
 
     @cached_property
     def sets(self) -> Sets:
-        """The images of this experiment, with the training set whole unless the run is quick."""
+        """The images, with the training set whole unless the run is quick or `train` says so."""
         return self.settings.sets()
 
     def nets(self, usual: Sequence[str], quick: Sequence[str]) -> list[Plan]:
@@ -112,21 +112,21 @@ class Lab:
 
     def train(self, plans: Sequence[Plan], held_out: bool = False) -> dict[Plan, list[Trained]]:
         """Every net with every seed. held_out: keep the validation set out of training."""
-        sets = self.settings.sets(held_out) if held_out else self.sets
+        if held_out:
+            self.sets = self.settings.sets(held_out)
         work = [(plan, seed) for plan in plans for seed in range(self.settings.seeds)]
         found: dict[Plan, list[Trained]] = {plan: [] for plan in plans}
         for number, (plan, seed) in enumerate(work, 1):
             place = f"run {number}/{len(work)}: {plan.label}, seed {seed}"
-            found[plan].append(self._one(plan, seed, sets, held_out, place))
+            found[plan].append(self._one(plan, seed, held_out, place))
         self.trained |= found
         return found
 
-    def _one(
-        self, plan: Plan, seed: int, sets: Sets, held_out: bool, place: str
-    ) -> Trained:
+    def _one(self, plan: Plan, seed: int, held_out: bool, place: str) -> Trained:
+        sets = self.sets
         recipe = self.settings.recipe(sets.train, plan.model)
-        folder = self._folder(plan, seed, sets, recipe)
-        if (folder / "config.json").is_file() and not RunFolder(folder).checkpoint_path.is_file():
+        folder = self._folder(plan, seed, recipe)
+        if folder.exists() and not RunFolder(folder).checkpoint_path.is_file():
             shutil.rmtree(folder)  # stopped before its first checkpoint: nothing is in it
         if folder.exists():
             run = Run.resume(folder, sets.train, sets.test)
@@ -155,8 +155,9 @@ class Lab:
         self.seconds += run.seconds
         return Trained(plan, seed, folder, tuple(run.history))
 
-    def _folder(self, plan: Plan, seed: int, sets: Sets, recipe: Recipe) -> Path:
+    def _folder(self, plan: Plan, seed: int, recipe: Recipe) -> Path:
         """Where the run of such a net is, whatever it was called, or will be."""
+        sets = self.sets
         channels = sets.train.images.shape[1]
         with init.skip_init():
             net = models.create(
@@ -197,7 +198,7 @@ class Lab:
 
     def train_once(self, plan: Plan) -> Trained:
         """This net with seed 0."""
-        run = self._one(plan, 0, self.sets, False, f"{plan.label}, seed 0")
+        run = self._one(plan, 0, False, f"{plan.label}, seed 0")
         self.trained[plan] = [run]
         return run
 
@@ -242,10 +243,13 @@ class Lab:
             )
         if any(1 < len(runs) < FEW for runs in self.trained.values()):
             found.append("Deviations of two seeds are rough.")
-        chance = 100 * (0.25 / len(sets.test)) ** 0.5
+        tested = [run.last["test_accuracy"] for run in known]
+        error = 1 - sum(tested) / len(tested)
+        chance = 100 * (error * (1 - error) / len(sets.test)) ** 0.5
         found.append(
-            f"With {len(sets.test):,} test images an error near 50 % has a standard error of "
-            f"{chance:.1f} points from the choice of images alone."
+            f"With {len(sets.test):,} test images an error of {100 * error:.1f} %, as it is here "
+            f"on average, has a standard error of {chance:.1f} points from the choice of images "
+            "alone."
         )
         return found
 

@@ -104,7 +104,7 @@ def describe(result: Paths) -> Report:
         f"{gradient_range[1]} branches, {result.shares @ lengths:.1f} on average (weighted by "
         f"contribution); these are {_percent(inside, 2)} of all paths.",
         f"The shortest path, through no branch at all, contributes "
-        f"{_percent(result.shares[0], 2)}; the longest {_percent(result.shares[-1], 2)}.",
+        f"{_percent(result.shares[0], 2)}; the longest {100 * result.shares[-1]:.1e} %.",
         f"The sum over lengths equals backward's gradient to {result.relative_difference:.1e}.",
         f"The net's test error is {result.error:.1f} %.",
     ]
@@ -162,6 +162,7 @@ def _draw(result: Paths, path: Path) -> None:
                  label="of the gradient")  # fmt: skip
         axes.set_xlabel("branches on the path")
         axes.set_ylabel("%")
+        axes.set_xlim(-0.8, result.blocks + 0.8)
         axes.grid(axis="x", visible=False)
         whole_numbers(axes)
         axes.legend(frameon=False)

@@ -16,7 +16,7 @@ const percent = (value) => `${Math.round(100 * value)} %`;
 function short(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 0.01 && size < 1000 ? value.toPrecision(3) : value.toExponential(2);
+  return size >= 0.001 && size < 1000 ? value.toPrecision(3) : value.toExponential(2);
 }
 function shown(name, value) {
   if (name === "share") return percent(value);
