@@ -39,6 +39,7 @@ from minires.kernels.threads import set_num_threads
 
 if TYPE_CHECKING:
     from minires import anatomy, bench, data, experiments, models, optim, testing, training
+    from minires.bench.profile import profile
     from minires.files import load_file, save_file
     from minires.testing.gradcheck import gradcheck, gradgradcheck
 
@@ -58,6 +59,7 @@ _LATE = {
     "gradcheck": "minires.testing",
     "gradgradcheck": "minires.testing",
     "load_file": "minires.files",
+    "profile": "minires.bench.profile",
     "save_file": "minires.files",
 }
 

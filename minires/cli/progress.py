@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import shlex
 import time
+from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from minires.cli.console import clock, duration, errors, facts, output
+from minires.cli.profiling import StepProfiler
 from minires.models import count_parameters
 from minires.training import EpochMetrics, Run, epoch_header, epoch_line
 from minires.training import Progress as Step
 
 
-def train_with_display(run: Run) -> None:
-    """Train what is left of a run. Ctrl-C ends with a word on how to go on."""
+def train_with_display(run: Run, profile: bool = False) -> None:
+    """Train what is left of a run. Ctrl-C ends with a word on how to go on.
+
+    profile: watch a few steps, show where their time goes and write trace.json into the folder.
+    """
     console = output()
     _show_start(console, run)
+    profiler = StepProfiler(console, Path(_folder(run), "trace.json")) if profile else None
     try:
         if console.is_terminal:
-            _train_with_moving_line(console, run)
+            _train_with_moving_line(console, run, profiler)
         else:
-            run.train(lambda metrics: print(epoch_line(metrics, run.trainer.epochs), flush=True))
+            epochs = run.trainer.epochs
+            run.train(lambda metrics: print(epoch_line(metrics, epochs), flush=True), profiler)
     except KeyboardInterrupt:
         done, folder = run.trainer.epoch, _folder(run)
         errors().print(
@@ -32,10 +39,13 @@ def train_with_display(run: Run) -> None:
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
+    finally:
+        if profiler is not None:
+            profiler.finish()
     _show_end(console, run)
 
 
-def _train_with_moving_line(console: Console, run: Run) -> None:
+def _train_with_moving_line(console: Console, run: Run, also: StepProfiler | None) -> None:
     trainer = run.trainer
     begun, start = trainer.step, time.monotonic()
     progress = Progress(
@@ -60,6 +70,8 @@ def _train_with_moving_line(console: Console, run: Run) -> None:
             numbers=f"loss {step.loss:.3f}  accuracy {100 * step.accuracy:4.1f} %  "
             f"{step.images_per_second:6,.0f} images/s  {doing}",
         )
+        if also is not None:
+            also(step)
 
     def on_epoch(metrics: EpochMetrics) -> None:
         console.print(epoch_line(metrics, trainer.epochs), soft_wrap=True)

@@ -78,6 +78,14 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Watch a few steps: print where their time goes, write trace.json into the run.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     threads: options.Threads = None,
     kernels: options.Kernels = None,
 ) -> None:
@@ -94,7 +102,7 @@ def train(
     from minires.cli.progress import train_with_display
 
     if resume is not None:
-        allowed = ("resume", "threads", "data_dir", "kernels")
+        allowed = ("resume", "threads", "data_dir", "kernels", "profile")
         given = [name for name, value in context.params.items() if value not in (None, False)]
         others = ["--" + name.replace("_", "-") for name in given if name not in allowed]
         if others:
@@ -117,7 +125,7 @@ def train(
         }  # fmt: skip
         changes = {name: value for name, value in changes.items() if value is not None}
         run = _new(source, model, shortcut, recipe, changes, seed or 0, out, download, threads)
-    train_with_display(run)
+    train_with_display(run, profile)
 
 
 def _new(
