@@ -143,7 +143,8 @@ def _sizes(s: Suspect) -> dict[int, str]:
         counts = {array.size: f"the number of elements of {name}"}
         counts |= {n: f"the size of axis {i} of {name}" for i, n in enumerate(array.shape)}
         if array.ndim > 1:
-            counts[array.size // max(array.shape[1], 1)] = f"the elements per channel of {name}"
+            per_channel = array.size // max(array.shape[1], 1)
+            counts.setdefault(per_channel, f"the elements per channel of {name}")
         if array.ndim > 2:
             area = int(np.prod(array.shape[2:]))
             counts[area] = f"the pixels per channel of {name}"

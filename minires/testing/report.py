@@ -25,7 +25,7 @@ class Cause:
     evidence: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.text} ({self.evidence})" if self.evidence else self.text
+        text = f"{self.text}; {self.evidence}" if self.evidence else self.text
         return f"{self.where}: {text}" if self.where else text
 
 
@@ -61,7 +61,7 @@ class ElementResult:
     def __str__(self) -> str:
         where = element(self.tensor, self.index)
         if self.slopes is not None:
-            left, right = self.slopes
+            left, right = (slope + 0.0 for slope in self.slopes)  # no -0
             return (
                 f"{where}: on a kink, analytic {self.analytic:.6g} lies outside the one-sided "
                 f"slopes {left:.6g} and {right:.6g}"

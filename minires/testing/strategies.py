@@ -115,7 +115,7 @@ def arrays(
     size = draw(_drawn(shape, shapes(min_dims=1)))
     kind = np.dtype(draw(dtype if isinstance(dtype, st.SearchStrategy) else st.just(dtype)))
     if elements is not None:
-        values = draw(hnp.arrays(np.float64, size, elements=elements))
+        values = draw(hnp.arrays(np.float64, size, elements=elements, fill=st.nothing()))
     else:
         values = np.random.default_rng(draw(seeds())).standard_normal(size)
     array = np.asarray(shift + scale * values).astype(kind)
@@ -289,7 +289,7 @@ def small_nets(
     N, size = draw(st.integers(2, 3)), (draw(st.integers(3, 7)), draw(st.integers(3, 7)))
     x_shape = (N, C, *size)
     parts: list[_Part] = []
-    for _ in range(draw(st.integers(1, max_parts))):
+    while not parts or (len(parts) < max_parts and draw(st.booleans())):
         room = _parts(C, draw(st.integers(1, 4)))
         if min(size) < 3:  # batch norm wants several pixels to the end
             room = [part for part in room if not part.halves]

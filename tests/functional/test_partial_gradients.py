@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -47,10 +49,11 @@ def test_each_input_alone_has_the_gradient_it_has_among_others(case: Case) -> No
             np.testing.assert_allclose(alone, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_statistics_that_moved_on_are_noticed() -> None:
+@pytest.mark.parametrize("make", [lambda a: mr.Tensor(a), lambda a: mr.tensor(a)])
+def test_statistics_that_moved_on_are_noticed(make: Callable[..., mr.Tensor]) -> None:
     """They are changed in place; what was computed from them before has lost its gradient."""
     x = mr.Tensor(np.random.default_rng(0).standard_normal((4, 3)), requires_grad=True)
-    mean, var = mr.Tensor(np.zeros(3)), mr.Tensor(np.ones(3))
+    mean, var = make(np.zeros(3)), make(np.ones(3))
     y = x * mean
     F.batch_norm(x, mean, var, training=True)
     with pytest.raises(RuntimeError, match="changed in place"):

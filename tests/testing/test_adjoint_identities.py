@@ -12,7 +12,7 @@ from planting import planted
 
 import minires as mr
 from minires import functional as F
-from minires.kernels import ConvGeometry, conv_geometry, pool_geometry
+from minires.kernels import ConvGeometry, PoolGeometry, conv_geometry, pool_geometry
 from minires.kernels.reference import conv as reference_conv
 from minires.kernels.reference import pool as reference_pool
 from minires.testing import (
@@ -21,6 +21,7 @@ from minires.testing import (
     check_conv_adjoints,
     check_pool_adjoints,
 )
+from minires.testing import strategies as drawn
 from minires.testing.kernel_inputs import CONVOLUTIONS, POOLINGS, draw_convolution
 
 LAYERS = {
@@ -50,9 +51,14 @@ def test_every_kind_of_convolution(text: str, dtype: Any) -> None:
         check_conv_adjoints(CONVOLUTIONS[text], dtype, seed=seed)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([np.float32, np.float64]))
-def test_drawn_convolutions(seed: int, dtype: Any) -> None:
-    check_conv_adjoints(draw_convolution(np.random.default_rng(seed)), dtype, seed=seed)
+@given(drawn.conv_geometries(), st.sampled_from([np.float32, np.float64]), drawn.seeds())
+def test_drawn_convolutions(g: ConvGeometry, dtype: Any, seed: int) -> None:
+    check_conv_adjoints(g, dtype, seed=seed)
+
+
+@given(drawn.pool_geometries(), st.sampled_from([np.float32, np.float64]), drawn.seeds())
+def test_drawn_poolings(g: PoolGeometry, dtype: Any, seed: int) -> None:
+    check_pool_adjoints(g, dtype, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import minires as mr
 from minires import functional as F
@@ -183,3 +185,72 @@ def test_large_nets_reject_a_few_steps_and_pass(rng: np.random.Generator) -> Non
     report = gradcheck(lambda x, w: F.relu(F.linear(F.relu(x), w)).sum(), (x, w), eps=1e-2)
     assert report.rejected > 0
     assert report.passed
+
+
+# -- subgradients: any value between the slopes, and no other ------------------------------------
+
+slopes = st.floats(-3.0, 3.0).filter(lambda s: abs(s) > 0.05)
+
+
+@given(left=slopes, right=slopes, share=st.floats(-0.5, 1.5), u=st.sampled_from([1, -2]))
+def test_a_subgradient_lies_between_the_slopes_of_its_sides(
+    left: float, right: float, share: float, u: int
+) -> None:
+    """Plain NumPy declares no kink: one-sided slopes that stay apart give it away."""
+    assume(abs(right - left) > 0.1)
+    assume(min(abs(share), abs(share - 1.0)) > 0.01)
+    value = left + share * (right - left)
+
+    def bent(x: np.ndarray) -> np.ndarray:
+        return u * np.where(x > 0, right * x, left * x)
+
+    def gradient(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
+        return gy * u * np.where(x > 0, right, np.where(x < 0, left, value))
+
+    x = np.array([1.0, 0.0, -2.0])
+    report = gradcheck(bent, x, grad=gradient, raise_exception=False)
+    between = 0.0 < share < 1.0
+    assert report.passed == between, str(report)
+    if not between:
+        (element,) = report.elements
+        assert element.index == (1,)
+        assert element.slopes is not None
+        assert report.kinds == {"kink"}
+
+
+def test_beside_an_undeclared_kink_wrong_elements_are_still_wrong() -> None:
+    x = np.array([1.0, 0.0, -2.0, 3.0])
+    report = gradcheck(
+        np.abs, x, grad=lambda x, u: u * np.sign(x) * (1 + (x == 3.0)), raise_exception=False
+    )
+    assert [e.index for e in report.elements] == [(3,)]
+
+
+def test_a_wrong_gradient_of_a_smooth_function_is_no_kink() -> None:
+    """However curved: the slopes of the two sides come together as the step shrinks."""
+    x = np.array([0.3, -0.2])
+    for curvature in (1.0, 30.0, 1000.0):
+        report = gradcheck(
+            lambda x, c=curvature: np.sin(x) + c * x * x,
+            x,
+            grad=lambda x, u, c=curvature: u * (np.cos(x) + 2.02 * c * x),
+            raise_exception=False,
+        )
+        assert not report
+        assert not report.notes
+        assert all(e.slopes is None for e in report.elements)
+
+
+@pytest.mark.parametrize("winner", [0.0, 0.25, 1.0])
+def test_ties_of_a_maximum_may_be_shared_in_any_way(winner: float) -> None:
+    def gradient(x: np.ndarray, u: np.ndarray) -> np.ndarray:
+        return u * np.array([0.0, winner, 1.0 - winner])
+
+    assert gradcheck(lambda x: x.max(), np.array([1.0, 3.0, 3.0]), grad=gradient)
+    wrong = gradcheck(
+        lambda x: x.max(),
+        np.array([1.0, 3.0, 3.0]),
+        grad=lambda x, u: u * np.array([0.0, winner, 1.5]),
+        raise_exception=False,
+    )
+    assert wrong.kinds == {"kink"}

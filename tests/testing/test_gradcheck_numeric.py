@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import minires as mr
 from minires.testing import gradcheck
+from minires.testing import strategies as drawn
 from minires.testing.diagnosis import halve
 from minires.testing.elementwise import places
 from minires.testing.numeric import (
@@ -40,10 +41,10 @@ class Plain:
         raise NotImplementedError
 
 
-@given(st.lists(st.integers(1, 6), max_size=4), st.integers(0, 2**32 - 1))
-def test_no_component_of_a_direction_is_negligible(shape: list[int], seed: int) -> None:
-    d = draw_array(tuple(shape), np.random.default_rng(seed))
-    assert d.shape == tuple(shape)
+@given(drawn.shapes(max_side=6), drawn.seeds())
+def test_no_component_of_a_direction_is_negligible(shape: tuple[int, ...], seed: int) -> None:
+    d = draw_array(shape, np.random.default_rng(seed))
+    assert d.shape == shape
     assert np.abs(d).min() >= 0.0999 / np.sqrt(d.size)
     assert 0.99 < np.linalg.norm(d) < 1.1
 

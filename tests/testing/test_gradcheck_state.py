@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,28 @@ def test_loose_parameters_come_back_too(rng: np.random.Generator) -> None:
     assert w._data is array
     assert array.tobytes() == bits
     assert w.grad is grad
+
+
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
+def test_every_shared_generator_is_reset_and_left_as_it_was(check: Any) -> None:
+    """NumPy's global generator and Python's, too: whoever draws from them repeats himself."""
+    drawn = set()
+
+    def fn(x: mr.Tensor) -> mr.Tensor:
+        scale = 1.0 + np.random.random() + random.random()  # noqa: NPY002
+        drawn.add(scale)
+        return x * x * scale
+
+    before = str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    assert check(fn, mr.Tensor(np.ones(3), requires_grad=True), params=Net())
+    assert len(drawn) == 1
+    assert (str(np.random.get_state()), random.getstate()) == before  # noqa: NPY002
+
+
+def test_also_in_another_dtype_and_with_a_report(model: Net) -> None:
+    model.train()
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((3, 2, 5, 4)), requires_grad=True)
+    before = snapshot(model)
+    for options in ({"dtype": "float32"}, {"dtype": "float16"}, {"report": True}):
+        assert gradcheck(model, x, **options)
+        assert snapshot(model) == before
