@@ -161,9 +161,10 @@ def _goes_on(run: _Run, conv: nn.Conv2d) -> bool:
     so, the run includes it."""
     copies = {o: c for o, c in _copies(conv).items() if c in run.rows}
     own = _others(copies, conv.out_channels)
-    if sorted(copies.values()) != sorted(run.rows) or not len(own):
+    computed = conv.weight._data[own]
+    if sorted(copies.values()) != sorted(run.rows) or not computed.any():
         return False
-    if conv.weight._data[own][:, run.rows].any():
+    if computed[:, run.rows].any():
         return False
     run.branch.append(_part(conv, own, run.own))
     source = dict(zip(run.rows.tolist(), run.sources.tolist(), strict=True))
