@@ -14,5 +14,8 @@ from minires.kernels.registry import (
     available,
     operation,
     register,
+    register_later,
     use,
 )
+
+register_later("minires.kernels.ladder")
