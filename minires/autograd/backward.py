@@ -23,8 +23,10 @@ from minires.autograd.buffer import Saved
 from minires.autograd.hooks import Hooks
 from minires.autograd.tape import Function, describe, enable_grad, no_grad, shape_and_dtype
 from minires.autograd.tensor import Tensor
+from minires.kernels.operations import add
 
 Key = tuple[int, int]  # (id of a node or leaf, output index)
+LARGE = 1 << 16  # elements
 
 
 class _Pending:
@@ -40,6 +42,8 @@ class _Pending:
         if create_graph:
             self.value = self.value + value
             self.owned = True
+        elif value._data.size >= LARGE:  # worth all threads
+            self.value, self.owned = Tensor._wrap(add(self.value._data, value._data)), True
         elif self.owned:
             np.add(self.value._data, value._data, out=self.value._data)
         elif owned:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires.autograd import Function, Tensor, as_tensor, enable_grad, grad, is_grad_enabled
-from minires.functional.activation import ReLUGrad, relu
+from minires.autograd import (
+    Function,
+    Tensor,
+    as_tensor,
+    enable_grad,
+    grad,
+    is_grad_enabled,
+    no_grad,
+)
+from minires.functional.activation import ReLUGrad, add_relu, relu
 from minires.functional.checks import channels, floating, same_dtype
 from minires.kernels import operations as ops
 from minires.kernels.geometry import shape_text
@@ -48,6 +56,40 @@ class BatchNormReLUTrain(Function):
 
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
         y, self.mean, self.var, inv_std = ops.batch_norm_relu_train(x, gamma, beta, self.eps)
+        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
+        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        saved = self.saved
+        affine = (saved.gamma, saved.beta) if hasattr(saved, "gamma") else ()
+        if is_grad_enabled():  # to be differentiated again: one operation after the other
+            with no_grad():
+                y = (saved.x - _columns(saved.mean, gy.ndim)) * _columns(saved.inv_std, gy.ndim)
+                if affine:
+                    y = y * _columns(saved.gamma, gy.ndim) + _columns(saved.beta, gy.ndim)
+            gz = ReLUGrad()(gy, y)
+            gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(
+                gz, saved.x, *affine[:1]
+            )
+        else:
+            gamma, beta = (t._data for t in affine) if affine else (None, None)
+            gradients = _wrapped(ops.batch_norm_relu_grad(
+                gy._data, saved.x._data, gamma, beta, saved.mean._data, saved.inv_std._data
+            ))  # fmt: skip
+        return gradients if affine else gradients[:1]
+
+
+class BatchNormAddReLUTrain(Function):
+    """relu(batch norm of x + r): the end of a residual block, in one pass over memory."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def forward(self, x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
+        y, self.mean, self.var, inv_std = ops.batch_norm_add_relu_train(
+            x, r, gamma, beta, self.eps
+        )
         kept = {} if gamma is None else {"gamma": gamma}
         self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
         return y
@@ -55,15 +97,16 @@ class BatchNormReLUTrain(Function):
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
         saved = self.saved
         affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
-        if is_grad_enabled():  # to be differentiated again: one operation after the other
-            gz = ReLUGrad()(gy, saved.y)
-            gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gz, saved.x, *affine)
+        if is_grad_enabled():
+            gr = ReLUGrad()(gy, saved.y)
+            gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *affine)
         else:
-            arrays = [t._data if t is not None else None for t in (
-                gy, saved.x, saved.y, affine[0] if affine else None, saved.mean, saved.inv_std
-            )]  # fmt: skip
-            gradients = tuple(map(Tensor._wrap, ops.batch_norm_relu_grad(*arrays)))
-        return gradients if affine else gradients[:1]
+            gamma = saved.gamma._data if affine else None
+            gx, gr, *rest = _wrapped(ops.batch_norm_add_relu_grad(
+                gy._data, saved.x._data, saved.y._data, gamma, saved.mean._data,
+                saved.inv_std._data,
+            ))  # fmt: skip
+        return (gx, gr, *rest) if affine else (gx, gr)
 
 
 class BatchNormGrad(Function):
@@ -138,6 +181,10 @@ class BatchNormEval(Function):
         return gx, _over_rows(gy * xhat), _over_rows(gy)
 
 
+def _wrapped(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return tuple(map(Tensor._wrap, arrays))
+
+
 def batch_norm(
     x: Any,
     running_mean: Tensor | None,
@@ -159,9 +206,7 @@ def batch_norm(
     Raises ValueError for shapes that do not fit, or fewer than two values per channel in training;
     TypeError for dtypes, and for running statistics that are no Tensors to be updated.
     """
-    return _batch_norm(
-        x, running_mean, running_var, weight, bias, training, momentum, eps, fuse_relu=False
-    )
+    return _batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def batch_norm_relu(
@@ -180,6 +225,35 @@ def batch_norm_relu(
     )
 
 
+def batch_norm_add_relu(
+    x: Any,
+    shortcut: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """relu(batch_norm(x, ...) + shortcut), the end of a residual block, in fewer passes.
+
+    shortcut: of the shape and dtype of x; raises ValueError or TypeError if it is not.
+    """
+    x, shortcut = as_tensor(x), as_tensor(shortcut)
+    floating("batch_norm_add_relu", x=x, shortcut=shortcut)
+    same_dtype("batch_norm_add_relu", x=x, shortcut=shortcut)
+    if shortcut.shape != x.shape:
+        raise ValueError(
+            f"batch_norm_add_relu: x has {shape_text(x.shape)} and the shortcut "
+            f"{shape_text(shortcut.shape)}; they are added, so they must agree"
+        )
+    return _batch_norm(
+        x, running_mean, running_var, weight, bias, training, momentum, eps,
+        fuse_relu=True, shortcut=shortcut,
+    )  # fmt: skip
+
+
 def _batch_norm(
     x: Any,
     running_mean: Tensor | None,
@@ -189,7 +263,8 @@ def _batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    fuse_relu: bool,
+    fuse_relu: bool = False,
+    shortcut: Tensor | None = None,
 ) -> Tensor:
     x = as_tensor(x)
     floating("batch_norm", x=x)
@@ -220,14 +295,21 @@ def _batch_norm(
                 f"batch_norm: training needs more than one value per channel, x has "
                 f"{shape_text(x.shape)}; use a larger batch or eval()"
             )
-        function = BatchNormReLUTrain(eps) if fuse_relu else BatchNormTrain(eps)
-        y: Tensor = function(x, *affine)
+        function: Any
+        if shortcut is not None:
+            function = BatchNormAddReLUTrain(eps)
+            y: Tensor = function(x, shortcut, *affine)
+        else:
+            function = BatchNormReLUTrain(eps) if fuse_relu else BatchNormTrain(eps)
+            y = function(x, *affine)
         if training and running_mean is not None and running_var is not None:
             _move(running_mean, function.mean, momentum, 1.0)
             _move(running_var, function.var, momentum, m / (m - 1))
         return y
     mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
     normalised: Tensor = BatchNormEval(mean, var, eps)(x, *affine)
+    if shortcut is not None:
+        return add_relu(normalised, shortcut)
     return relu(normalised) if fuse_relu else normalised
 
 

@@ -32,12 +32,23 @@ batch_norm_relu_train = define(
 )
 batch_norm_relu_grad = define(
     "batch_norm_relu_grad",
-    "batch_norm_relu_grad(gy, x, y, gamma or None, mean, inv_std) -> (gx, ggamma, gbeta)",
+    "batch_norm_relu_grad(gy, x, gamma or None, beta or None, mean, inv_std)"
+    " -> (gx, ggamma, gbeta)",
+)
+# The end of a residual block in one pass: y = relu(batch norm of x, plus the shortcut r).
+batch_norm_add_relu_train = define(
+    "batch_norm_add_relu_train",
+    "batch_norm_add_relu_train(x, r, gamma or None, beta or None, eps) -> (y, mean, var, inv_std)",
+)
+batch_norm_add_relu_grad = define(
+    "batch_norm_add_relu_grad",
+    "batch_norm_add_relu_grad(gy, x, y, gamma or None, mean, inv_std) -> (gx, gr, ggamma, gbeta)",
 )
 
 relu = define("relu", "relu(x) -> y")
 relu_grad = define("relu_grad", "relu_grad(gy, y) -> gx")
 add_relu = define("add_relu", "add_relu(a, b) -> y")
+add = define("add", "add(a, b) -> y")
 
 max_pool2d = define("max_pool2d", "max_pool2d(x, g) -> (y, indices)")
 max_pool2d_grad = define("max_pool2d_grad", "max_pool2d_grad(gy, indices, g) -> gx")

@@ -78,6 +78,9 @@ def make_shortcut(
 class ResidualBlock(nn.Module):
     """relu(branch(x) + shortcut(x)). Subclasses define the branch, and may replace other parts.
 
+    A branch that ends in a batch norm is given as `before_norm(x)` and `last_norm`: norm, join and
+    ReLU then run in one pass. Any other branch replaces `branch(x)` itself.
+
     in_channels, out_channels: of the block as a whole. stride: by which it shrinks the image.
     downsample: the module on the shortcut, or None where x passes as it is (torchvision's name).
     plain: whether the shortcut is cut, which makes the block relu(branch(x)).
@@ -113,9 +116,14 @@ class ResidualBlock(nn.Module):
         """The batch norm that ends the branch."""
         raise TypeError(f"{type(self).__name__} names no last_norm")
 
+    def before_norm(self, x: Tensor) -> Tensor:
+        """The branch up to its last norm."""
+        raise TypeError(f"{type(self).__name__} defines no branch(x), and no before_norm(x)")
+
     def branch(self, x: Tensor) -> Tensor:
         """F(x), the residual function: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
-        raise TypeError(f"{type(self).__name__} defines no branch(x)")
+        before = self.before_norm(x)
+        return self.last_norm(before)
 
     def shortcut(self, x: Tensor) -> Tensor | None:
         """x in the shape of the branch's output; None in a plain block."""
@@ -128,7 +136,24 @@ class ResidualBlock(nn.Module):
         return F.relu(branch) if shortcut is None else F.add_relu(branch, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(self.branch(x), self.shortcut(x))
+        if not self._joins_in_norm():
+            return self.join(self.branch(x), self.shortcut(x))
+        before, shortcut = self.before_norm(x), self.shortcut(x)
+        if shortcut is None:
+            return self.last_norm.relu(before)
+        return self.last_norm.add_relu(before, shortcut)
+
+    def _joins_in_norm(self) -> bool:
+        """Whether branch and join are those of this class, so that one pass can do both."""
+        kind, replaced = type(self), vars(self)
+        return (
+            kind.before_norm is not ResidualBlock.before_norm
+            and kind.branch is ResidualBlock.branch
+            and kind.join is ResidualBlock.join
+            and "branch" not in replaced
+            and "join" not in replaced
+            and isinstance(self.last_norm, nn.BatchNorm2d)
+        )
 
     def extra_repr(self) -> str:
         return "plain" if self.plain else ""
@@ -156,9 +181,8 @@ class BasicBlock(ResidualBlock):
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
 
-    def branch(self, x: Tensor) -> Tensor:
-        x = self.bn1.relu(self.conv1(x))
-        return self.bn2(self.conv2(x))
+    def before_norm(self, x: Tensor) -> Tensor:
+        return self.conv2(self.bn1.relu(self.conv1(x)))
 
 
 class Bottleneck(ResidualBlock):
@@ -195,7 +219,6 @@ class Bottleneck(ResidualBlock):
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn3
 
-    def branch(self, x: Tensor) -> Tensor:
+    def before_norm(self, x: Tensor) -> Tensor:
         x = self.bn1.relu(self.conv1(x))
-        x = self.bn2.relu(self.conv2(x))
-        return self.bn3(self.conv3(x))
+        return self.conv3(self.bn2.relu(self.conv2(x)))

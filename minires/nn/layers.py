@@ -151,15 +151,23 @@ class BatchNorm2d(Module):
     def relu(self, x: Tensor) -> Tensor:
         """relu(self(x)) in one pass; in two if somebody listens to this layer's own output, or a
         subclass computes something else."""
-        changed = type(self).forward is not BatchNorm2d.forward
-        if changed or self._forward_hooks or self._forward_pre_hooks:
-            return F.relu(self(x))
-        return self._normalise(F.batch_norm_relu, x)
+        return self._normalise(F.batch_norm_relu, x) if self._alone() else F.relu(self(x))
 
-    def _normalise(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """relu(self(x) + shortcut), the end of a residual block; in one pass as `relu` is."""
+        if self._alone():
+            return self._normalise(F.batch_norm_add_relu, x, shortcut)
+        return F.add_relu(self(x), shortcut)
+
+    def _alone(self) -> bool:
+        """Whether nobody can tell if `forward` is called, or its work done by something else."""
+        changed = type(self).forward is not BatchNorm2d.forward
+        return not (changed or self._forward_hooks or self._forward_pre_hooks)
+
+    def _normalise(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         parameters, buffers = self._parameters, self._buffers
         y = function(
-            x,
+            *inputs,
             buffers["running_mean"],
             buffers["running_var"],
             parameters["weight"],

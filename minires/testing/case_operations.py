@@ -14,7 +14,7 @@ from minires.autograd.elementwise import clip
 from minires.autograd.shaping import Cast, PutItem, broadcast_to, concatenate, stack
 from minires.functional.activation import LogSoftmaxGrad, ReLUGrad
 from minires.functional.conv import Conv2dGradInput, Conv2dGradWeight
-from minires.functional.norm import batch_norm, batch_norm_relu
+from minires.functional.norm import batch_norm, batch_norm_add_relu, batch_norm_relu
 from minires.functional.pool import (
     AdaptiveAvgPool2dGrad,
     AvgPool2dGrad,
@@ -178,6 +178,11 @@ def _train_relu(x: Tensor, *affine: Tensor) -> Tensor:
     return batch_norm_relu(x, None, None, weight, bias, training=True)
 
 
+def _train_join(x: Tensor, shortcut: Tensor, *affine: Tensor) -> Tensor:
+    weight, bias = affine or (None, None)
+    return batch_norm_add_relu(x, shortcut, None, None, weight, bias, training=True)
+
+
 def _eval(x: Tensor, *affine: Tensor) -> Tensor:
     weight, bias = affine or (None, None)
     return batch_norm(x, *_statistics(x.shape[1]), weight, bias, eps=1e-3)
@@ -190,6 +195,8 @@ for text, x_shape in (("images", (3, 2, 3, 2)), ("rows", (6, 3)), ("one pixel", 
     add_case("batch_norm", f"evaluation, {text}", _eval, x_shape, C, C)
     add_case("batch_norm_relu", f"training, {text}", _train_relu, x_shape, C, C)
     add_case("batch_norm_relu", f"training, {text}, not affine", _train_relu, x_shape)
+    add_case("batch_norm_add_relu", f"training, {text}", _train_join, x_shape, x_shape, C, C)
+    add_case("batch_norm_add_relu", f"training, {text}, not affine", _train_join, x_shape, x_shape)
 add_case("batch_norm", "evaluation, not affine", _eval, (3, 2, 3, 2))
 add_case("batch_norm_relu", "evaluation", lambda x: batch_norm_relu(x, *_statistics(2)),
          (3, 2, 3, 2))  # fmt: skip

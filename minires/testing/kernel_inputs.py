@@ -333,8 +333,23 @@ def batch_norm_grad_inputs(rng: Rng) -> Iterator[Arguments]:
 def batch_norm_relu_grad_inputs(rng: Rng) -> Iterator[Arguments]:
     for case in batch_norm_grad_inputs(rng):
         gy, x, gamma, mean, inv_std = case.values
+        beta = None if gamma is None else rng.standard_normal(gamma.shape)
+        yield Arguments(case.text, (gy, x, gamma, beta, mean, inv_std))
+
+
+@inputs_for("batch_norm_add_relu_train")
+def batch_norm_add_relu_train_inputs(rng: Rng) -> Iterator[Arguments]:
+    for case in batch_norm_train_inputs(rng):
+        x, *rest = case.values
+        yield Arguments(case.text, (x, rng.standard_normal(x.shape), *rest))
+
+
+@inputs_for("batch_norm_add_relu_grad")
+def batch_norm_add_relu_grad_inputs(rng: Rng) -> Iterator[Arguments]:
+    for case in batch_norm_grad_inputs(rng):
+        gy, x, *rest = case.values
         y = np.maximum(rng.standard_normal(x.shape), 0)
-        yield Arguments(case.text, (gy, x, y, gamma, mean, inv_std))
+        yield Arguments(case.text, (gy, x, y, *rest))
 
 
 SHAPES: tuple[tuple[int, ...], ...] = ((2, 3, 5, 7), (1, 1, 1, 1), (5,), (4, 33), (3, 17, 4, 4), ())
@@ -356,6 +371,7 @@ def relu_grad_inputs(rng: Rng) -> Iterator[Arguments]:
         yield Arguments(f"{shape_text(shape)}, all on", (rng.standard_normal(shape), positive))
 
 
+@inputs_for("add")
 @inputs_for("add_relu")
 def add_relu_inputs(rng: Rng) -> Iterator[Arguments]:
     for shape in SHAPES:

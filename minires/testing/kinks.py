@@ -19,7 +19,7 @@ from minires.autograd import Function
 from minires.autograd.elementwise import Abs, Clip, Maximum
 from minires.autograd.reductions import Extreme
 from minires.functional.activation import AddReLU, ReLU, ReLUGrad
-from minires.functional.norm import BatchNormReLUTrain
+from minires.functional.norm import BatchNormAddReLUTrain, BatchNormReLUTrain
 from minires.functional.pool import MaxPool2d
 from minires.kernels import operations as ops
 from minires.testing.compare import element
@@ -77,6 +77,7 @@ register_kink(ReLU, lambda call: side(call.inputs[0]))
 register_kink(ReLUGrad, lambda call: side(call.inputs[1]))
 register_kink(AddReLU, lambda call: side(call.inputs[0] + call.inputs[1]))
 register_kink(BatchNormReLUTrain, lambda call: side(call.outputs[0]))
+register_kink(BatchNormAddReLUTrain, lambda call: side(call.outputs[0]))
 register_kink(Abs, lambda call: side(call.inputs[0]))
 register_kink(Clip, _clip_region)
 register_kink(Maximum, lambda call: side(call.inputs[0] - call.inputs[1]))

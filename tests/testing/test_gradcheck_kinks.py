@@ -37,6 +37,9 @@ KINKED: dict[str, Callable[[mr.Tensor], mr.Tensor]] = {
     "batch_norm_relu, training": lambda x: F.batch_norm_relu(
         x.reshape(5, 1), None, None, training=True
     ),
+    "batch_norm_add_relu, training": lambda x: F.batch_norm_add_relu(
+        x.reshape(5, 1), 0.1 * x.reshape(5, 1), None, None, training=True
+    ),
     "max_pool2d": lambda x: F.max_pool2d(x.reshape(1, 1, 1, 5), (1, 5)),
 }
 

@@ -94,10 +94,10 @@ for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     if _pass != "conv2d_grad_input":
         _add(_pass, "direct", "direct", _direct, _few_channels, "Windows read where they lie.")
     _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).")
-for _name in ("batch_norm", "batch_norm_relu"):
+for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):
         _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.")
-for _name in ("relu", "relu_grad", "add_relu"):
+for _name in ("relu", "relu_grad", "add", "add_relu"):
     # bool: of a shape, "not 0-d"
     _add(_name, "simd", "elementwise", bool, _many, "One pass over memory, on all threads.")
 for _name in ("max_pool2d", "max_pool2d_grad"):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
 from minires.kernels.cpu.product import panel_width, product
 from minires.kernels.cpu.simd import fill, lanes, load, store
 from minires.kernels.cpu.weights import packed, packed_transposed, unpacked_sum
@@ -203,8 +204,8 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Columns of a few pixels at a time, multiplied in cache."""
     x, L = to_nhwc(x), lanes(x.dtype)
     panel, workers = panel_width(g.O, L), num_threads()
-    y = np.empty((g.N, *g.out, g.O), x.dtype)
-    work = np.empty((workers, PIXELS * g.kernel[0] * g.kernel[1] * g.C), x.dtype)
+    y = memory.empty((g.N, *g.out, g.O), x.dtype)
+    work = memory.empty((workers, PIXELS * g.kernel[0] * g.kernel[1] * g.C), x.dtype)
     _forward(
         x.reshape(-1), packed(weight, panel), y.reshape(-1), *_pixels(g), g.O, _sizes(g),
         panel, panel > L, _plain(g), workers, work, L,
@@ -218,8 +219,8 @@ def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     K = g.kernel[0] * g.kernel[1] * g.C
     panel, workers = panel_width(K, L), num_threads()
     row = -(-K // panel) * panel
-    gx = np.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    work = np.empty((workers, PIXELS * row), gy.dtype)
+    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
+    work = memory.empty((workers, PIXELS * row), gy.dtype)
     _grad_input(
         gy.reshape(-1), packed_transposed(weight, panel), gx.reshape(-1),
         g.N, g.out[0] * g.out[1], g.O, _sizes(g), row,
@@ -234,8 +235,8 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     panel, workers = panel_width(g.O, L), num_threads()
     KH, KW = g.kernel
     K = KH * KW * g.C
-    sums = np.empty((workers, K * g.O), x.dtype)
-    work = np.empty((workers, PIXELS * K), x.dtype)
+    sums = memory.empty((workers, K * g.O), x.dtype)
+    work = memory.empty((workers, PIXELS * K), x.dtype)
     _grad_weight(
         x.reshape(-1), gy.reshape(-1), sums, *_pixels(g), g.O, _sizes(g),
         panel, panel > L, _plain(g), workers, work, L,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
 from minires.kernels.cpu.product import panel_width, product
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.weights import packed, unpacked_sum
@@ -91,14 +92,14 @@ def _sizes(g: ConvGeometry) -> tuple[int, ...]:
 
 def _bands(g: ConvGeometry, dtype: Any, workers: int) -> Any:
     rows = (OUTPUT_ROWS - 1) * g.stride[0] + g.kernel[0]
-    return np.empty((workers, rows * (g.W + 2 * g.padding[1]) * g.C), dtype)
+    return memory.empty((workers, rows * (g.W + 2 * g.padding[1]) * g.C), dtype)
 
 
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Products read straight from a padded band of the input."""
     x, L = to_nhwc(x), lanes(x.dtype)
     panel, workers = panel_width(g.O, L), num_threads()
-    y = np.empty((g.N, *g.out, g.O), x.dtype)
+    y = memory.empty((g.N, *g.out, g.O), x.dtype)
     _forward(
         x.reshape(-1), packed(weight, panel), y.reshape(-1), g.N, g.O, _sizes(g),
         panel, panel > L, workers, _bands(g, x.dtype, workers),
@@ -111,7 +112,7 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     x, gy, L = to_nhwc(x), to_nhwc(gy), lanes(x.dtype)
     panel, workers = panel_width(g.O, L), num_threads()
     KH, KW = g.kernel
-    sums = np.empty((workers, KH * KW * g.C * g.O), x.dtype)
+    sums = memory.empty((workers, KH * KW * g.C * g.O), x.dtype)
     _grad_weight(
         x.reshape(-1), gy.reshape(-1), sums, g.N, g.O, _sizes(g),
         panel, panel > L, workers, _bands(g, x.dtype, workers),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
 from minires.kernels.cpu.simd import lanes, load, positive, store, where_positive
 from minires.kernels.threads import num_threads
 
@@ -51,13 +52,23 @@ def _add_relu(a, b, y, workers, L):
             y[i] = 0 if total <= 0 else total
 
 
+@njit(cache=True, parallel=True)
+def _add(a, b, y, workers, L):
+    for worker in prange(workers):
+        begin, end, rest = _span(a.size, worker, workers, L)
+        for i in range(begin, end, L):
+            store(y, i, load(a, i) + load(b, i))
+        for i in range(end, rest):
+            y[i] = a[i] + b[i]
+
+
 def _aligned(first: Any, second: Any = None) -> tuple[Any, Any, Any]:
     """Flat views in memory order and an output of the same order; `second` is copied to match."""
     order = np.argsort([-s for s in first.strides], kind="stable")
     inverse = np.argsort(order)
     a = np.ascontiguousarray(first.transpose(order))
     b = None if second is None else np.ascontiguousarray(second.transpose(order)).reshape(-1)
-    y = np.empty(a.shape, a.dtype)
+    y = memory.empty(a.shape, a.dtype)
     return a.reshape(-1), b, (y.reshape(-1), y.transpose(inverse))
 
 
@@ -72,6 +83,13 @@ def relu_grad(gy: Any, y: Any) -> Any:
     """gy where y > 0, else 0."""
     kept, g, (gx, out) = _aligned(y, gy)
     _relu_grad(g, kept, gx, num_threads(), lanes(gx.dtype))
+    return out
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b."""
+    first, second, (y, out) = _aligned(a, b)
+    _add(first, second, y, num_threads(), lanes(y.dtype))
     return out
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
 from minires.kernels.cpu.simd import (
     fill,
     fmuladd,
@@ -31,12 +32,21 @@ from minires.kernels.threads import num_threads
 BLOCK = 256  # rows whose sums are kept in the array's own precision
 
 
+@njit(cache=True)
+def _add_block(a, b, sums, c, part, L):
+    """Add the lanes of two vectors to the float64 sums of channels c, c + 1, ..."""
+    store(part, 0, a)
+    store(part, L, b)
+    for i in range(L):
+        sums[0, c + i] += part[i]
+        sums[1, c + i] += part[L + i]
+
+
 @njit(cache=True, parallel=True)
 def _moments(x, R, C, shift, workers, L):
-    """Per worker and channel: sum of x - shift, and of its square, in float64."""
+    """Per channel: sum of x - shift, and of its square, in float64."""
     sums = np.zeros((workers, 2, C))
     for worker in prange(workers):
-        total, square = sums[worker, 0], sums[worker, 1]
         begin, end = worker * R // workers, (worker + 1) * R // workers
         part = np.empty(2 * L, x.dtype)
         for block in range(begin, end, BLOCK):
@@ -47,11 +57,7 @@ def _moments(x, R, C, shift, workers, L):
                     d = load(x, r * C + c) - s
                     a = a + d
                     b = fmuladd(d, d, b)
-                store(part, 0, a)
-                store(part, L, b)
-                for i in range(L):
-                    total[c + i] += part[i]
-                    square[c + i] += part[L + i]
+                _add_block(a, b, sums[worker], c, part, L)
     return sums.sum(axis=0)
 
 
@@ -67,11 +73,48 @@ def _normalise(x, R, C, mean, scale, beta, relu, y, workers, L):
 
 
 @njit(cache=True, parallel=True)
-def _gradient_sums(gy, x, y, R, C, mean, relu, workers, L):
-    """Per channel: sum of gy, and of gy * (x - mean), in float64; where y > 0 if `relu`."""
+def _normalise_add(x, shortcut, R, C, mean, scale, beta, y, workers, L):
+    """y = max((x - mean) * scale + beta + shortcut, 0)."""
+    for worker in prange(workers):
+        for r in range(worker * R // workers, (worker + 1) * R // workers):
+            for c in range(0, C, L):
+                at = r * C + c
+                d = load(x, at) - load(mean, c)
+                value = fmuladd(d, load(scale, c), load(beta, c))
+                store(y, at, positive(value + load(shortcut, at)))
+
+
+@njit(cache=True, parallel=True)
+def _gradient_sums(gy, x, R, C, mean, scale, beta, relu, workers, L):
+    """Per channel: sum of gy, and of gy * (x - mean), in float64.
+
+    With `relu`, of gy where the output was positive: the output is computed again, by the same
+    operations as in `_normalise`, because reading it would cost more.
+    """
     sums = np.zeros((workers, 2, C))
     for worker in prange(workers):
-        plain, centred = sums[worker, 0], sums[worker, 1]
+        begin, end = worker * R // workers, (worker + 1) * R // workers
+        part = np.empty(2 * L, x.dtype)
+        for block in range(begin, end, BLOCK):
+            stop = min(block + BLOCK, end)
+            for c in range(0, C, L):
+                m, s, o = load(mean, c), load(scale, c), load(beta, c)
+                a, b = fill(x, 0.0), fill(x, 0.0)
+                for r in range(block, stop):
+                    g, d = load(gy, r * C + c), load(x, r * C + c) - m
+                    if relu:
+                        g = where_positive(fmuladd(d, s, o), g)
+                    a = a + g
+                    b = fmuladd(g, d, b)
+                _add_block(a, b, sums[worker], c, part, L)
+    return sums.sum(axis=0)
+
+
+@njit(cache=True, parallel=True)
+def _gradient_sums_add(gy, x, y, R, C, mean, gr, workers, L):
+    """The same sums of gr = gy where y > 0, which is written: the shortcut's gradient."""
+    sums = np.zeros((workers, 2, C))
+    for worker in prange(workers):
         begin, end = worker * R // workers, (worker + 1) * R // workers
         part = np.empty(2 * L, x.dtype)
         for block in range(begin, end, BLOCK):
@@ -79,67 +122,87 @@ def _gradient_sums(gy, x, y, R, C, mean, relu, workers, L):
             for c in range(0, C, L):
                 m, a, b = load(mean, c), fill(x, 0.0), fill(x, 0.0)
                 for r in range(block, stop):
-                    g = load(gy, r * C + c)
-                    if relu:
-                        g = where_positive(load(y, r * C + c), g)
+                    at = r * C + c
+                    g = where_positive(load(y, at), load(gy, at))
+                    store(gr, at, g)
                     a = a + g
-                    b = fmuladd(g, load(x, r * C + c) - m, b)
-                store(part, 0, a)
-                store(part, L, b)
-                for i in range(L):
-                    plain[c + i] += part[i]
-                    centred[c + i] += part[L + i]
+                    b = fmuladd(g, load(x, at) - m, b)
+                _add_block(a, b, sums[worker], c, part, L)
     return sums.sum(axis=0)
 
 
 @njit(cache=True, parallel=True)
-def _input_gradient(gy, x, y, R, C, mean, scale, along, offset, relu, gx, workers, L):
-    """gx = scale * gy - along * (x - mean) - offset; gy where y > 0 if `relu`."""
+def _input_gradient(
+    gy, x, R, C, mean, scale, beta, gy_scale, along, offset, relu, gx, workers, L
+):  # fmt: skip
+    """gx = gy_scale * gy - along * (x - mean) - offset; gy where the output > 0 if `relu`."""
     for worker in prange(workers):
         for r in range(worker * R // workers, (worker + 1) * R // workers):
             for c in range(0, C, L):
                 at = r * C + c
-                d = load(x, at) - load(mean, c)
-                g = load(gy, at)
+                g, d = load(gy, at), load(x, at) - load(mean, c)
                 if relu:
-                    g = where_positive(load(y, at), g)
-                g = g * load(scale, c) - load(offset, c)
+                    g = where_positive(fmuladd(d, load(scale, c), load(beta, c)), g)
+                g = g * load(gy_scale, c) - load(offset, c)
                 store(gx, at, g - d * load(along, c))
 
 
-def _train(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[Any, Any, Any, Any]:
-    flat, dtype = rows(x), x.dtype
+def _statistics(flat: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, ...]:
+    """mean, var, inv_std, and the scale and offset that normalise."""
     R, C = flat.shape
+    dtype = flat.dtype
     shift = flat[:16].mean(axis=0)
-    workers, L = num_threads(), lanes(dtype)
-    total, square = _moments(flat.reshape(-1), R, C, shift, workers, L) / R
+    total, square = _moments(flat.reshape(-1), R, C, shift, num_threads(), lanes(dtype)) / R
     mean, var = shift + total, np.maximum(square - total * total, 0.0)
     inv_std = (1.0 / np.sqrt(var + eps)).astype(dtype)
+    return mean.astype(dtype), var.astype(dtype), inv_std, *_affine(gamma, beta, inv_std)
+
+
+def _affine(gamma: Any, beta: Any, inv_std: Any) -> tuple[Any, Any]:
+    """Scale and offset: y = (x - mean) * scale + offset."""
     scale = inv_std if gamma is None else gamma * inv_std
-    offset = np.zeros(C, dtype) if beta is None else np.ascontiguousarray(beta)
-    mean, var = mean.astype(dtype), var.astype(dtype)
-    y = np.empty_like(flat)
-    _normalise(flat.reshape(-1), R, C, mean, scale, offset, relu, y.reshape(-1), workers, L)
+    offset = np.zeros_like(inv_std) if beta is None else np.ascontiguousarray(beta)
+    return np.ascontiguousarray(scale), offset
+
+
+def _train(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[Any, Any, Any, Any]:
+    flat = rows(x)
+    mean, var, inv_std, scale, offset = _statistics(flat, gamma, beta, eps)
+    y = memory.empty_like(flat)
+    _normalise(
+        flat.reshape(-1), *flat.shape, mean, scale, offset, relu,
+        y.reshape(-1), num_threads(), lanes(x.dtype),
+    )  # fmt: skip
     return from_rows(y, x.shape), mean, var, inv_std
 
 
-def _grad(
-    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any, relu: bool
+def _gradients(
+    gy: Any, flat: Any, sums: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool
 ) -> tuple[Any, Any, Any]:
-    dy, flat, out, dtype = rows(gy).reshape(-1), rows(x), rows(y).reshape(-1), x.dtype
-    R, C = flat.shape
-    workers, L = num_threads(), lanes(dtype)
-    mean = np.ascontiguousarray(mean)
-    sums = _gradient_sums(dy, flat.reshape(-1), out, R, C, mean, relu, workers, L)
+    """gx, as rows, and the gradients of gamma and beta from the two sums."""
+    R, dtype = len(flat), flat.dtype
     gbeta, ggamma = sums[0], sums[1] * inv_std
-    scale = inv_std.astype(np.float64) if gamma is None else gamma * inv_std.astype(np.float64)
-    along, offset = (v.astype(dtype) for v in (scale * inv_std * ggamma / R, scale * gbeta / R))
-    gx = np.empty_like(flat)
+    scale, offset = _affine(gamma, beta, inv_std)
+    wide = inv_std.astype(np.float64) if gamma is None else gamma * inv_std.astype(np.float64)
+    along, shift = (v.astype(dtype) for v in (wide * inv_std * ggamma / R, wide * gbeta / R))
+    gx = memory.empty_like(flat)
     _input_gradient(
-        dy, flat.reshape(-1), out, R, C, mean, scale.astype(dtype), along, offset, relu,
-        gx.reshape(-1), workers, L,
+        gy, flat.reshape(-1), *flat.shape, mean, scale, offset, wide.astype(dtype), along, shift,
+        relu, gx.reshape(-1), num_threads(), lanes(dtype),
     )  # fmt: skip
-    return from_rows(gx, x.shape), ggamma.astype(dtype), gbeta.astype(dtype)
+    return gx, ggamma.astype(dtype), gbeta.astype(dtype)
+
+
+def _grad(
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool
+) -> tuple[Any, Any, Any]:
+    dy, flat, mean = rows(gy).reshape(-1), rows(x), np.ascontiguousarray(mean)
+    sums = _gradient_sums(
+        dy, flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
+        num_threads(), lanes(x.dtype),
+    )  # fmt: skip
+    gx, ggamma, gbeta = _gradients(dy, flat, sums, gamma, beta, mean, inv_std, relu)
+    return from_rows(gx, x.shape), ggamma, gbeta
 
 
 def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
@@ -152,13 +215,43 @@ def batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[An
     return _train(x, gamma, beta, eps, relu=True)
 
 
+def batch_norm_add_relu_train(
+    x: Any, r: Any, gamma: Any, beta: Any, eps: float
+) -> tuple[Any, Any, Any, Any]:
+    """The same with the shortcut and the ReLU in the second pass."""
+    flat = rows(x)
+    mean, var, inv_std, scale, offset = _statistics(flat, gamma, beta, eps)
+    y = memory.empty_like(flat)
+    _normalise_add(
+        flat.reshape(-1), rows(r).reshape(-1), *flat.shape, mean, scale, offset,
+        y.reshape(-1), num_threads(), lanes(x.dtype),
+    )  # fmt: skip
+    return from_rows(y, x.shape), mean, var, inv_std
+
+
 def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
     """Both sums in one read, the input gradient in one read and one write."""
-    return _grad(gy, x, x, gamma, mean, inv_std, relu=False)
+    return _grad(gy, x, gamma, None, mean, inv_std, relu=False)
 
 
 def batch_norm_relu_grad(
-    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any
 ) -> tuple[Any, Any, Any]:
-    """The same with the ReLU's mask read off its output in both passes."""
-    return _grad(gy, x, y, gamma, mean, inv_std, relu=True)
+    """The same with the ReLU's mask computed again in both passes."""
+    return _grad(gy, x, gamma, beta, mean, inv_std, relu=True)
+
+
+def batch_norm_add_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The mask, the shortcut's gradient and both sums in one pass, the input gradient in another."""
+    flat, mean = rows(x), np.ascontiguousarray(mean)
+    gr = memory.empty_like(flat)
+    sums = _gradient_sums_add(
+        rows(gy).reshape(-1), flat.reshape(-1), rows(y).reshape(-1), *flat.shape, mean,
+        gr.reshape(-1), num_threads(), lanes(x.dtype),
+    )  # fmt: skip
+    gx, ggamma, gbeta = _gradients(
+        gr.reshape(-1), flat, sums, gamma, None, mean, inv_std, relu=False
+    )
+    return from_rows(gx, x.shape), from_rows(gr, x.shape), ggamma, gbeta

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
 from minires.kernels.geometry import PoolGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -68,8 +69,8 @@ def _sizes(g: PoolGeometry) -> tuple[int, ...]:
 def max_pool2d(x: Any, g: PoolGeometry) -> tuple[Any, Any]:
     """The largest value of each window and its place in it (u * KW + v)."""
     x = to_nhwc(x)
-    y = np.empty((g.N, *g.out, g.C), x.dtype)
-    indices = np.empty(y.shape, np.int32)
+    y = memory.empty((g.N, *g.out, g.C), x.dtype)
+    indices = memory.empty(y.shape, np.int32)
     _max_pool(x.reshape(-1), _sizes(g), y.reshape(-1), indices.reshape(-1), num_threads())
     return to_nchw(y), to_nchw(indices)
 
@@ -77,6 +78,6 @@ def max_pool2d(x: Any, g: PoolGeometry) -> tuple[Any, Any]:
 def max_pool2d_grad(gy: Any, indices: Any, g: PoolGeometry) -> Any:
     """Each output's gradient to the input that was the maximum."""
     gy, indices = to_nhwc(gy), to_nhwc(indices)
-    gx = np.empty((g.N, g.H, g.W, g.C), gy.dtype)
+    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
     _max_pool_grad(gy.reshape(-1), indices.reshape(-1), _sizes(g), gx.reshape(-1), num_threads())
     return to_nchw(gx)

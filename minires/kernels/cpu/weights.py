@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
+
 
 @njit(cache=True, parallel=True)
 def _pack(weight, O, C, taps, panel, out):
@@ -54,7 +56,7 @@ def _unpack_sum(sums, O, C, taps, weight):
 def packed(weight: Any, panel: int) -> Any:
     """W in panels of output channels, zeros beyond the last: flat."""
     O, C, KH, KW = weight.shape
-    out = np.empty(-(-O // panel) * panel * C * KH * KW, weight.dtype)
+    out = memory.empty(-(-O // panel) * panel * C * KH * KW, weight.dtype)
     _pack(np.ascontiguousarray(weight).reshape(-1), O, C, KH * KW, panel, out)
     return out
 
@@ -62,7 +64,7 @@ def packed(weight: Any, panel: int) -> Any:
 def packed_transposed(weight: Any, panel: int) -> Any:
     """W^T, (O, K), in panels of window elements, zeros beyond the last: flat."""
     O, C, KH, KW = weight.shape
-    out = np.empty(-(-C * KH * KW // panel) * panel * O, weight.dtype)
+    out = memory.empty(-(-C * KH * KW // panel) * panel * O, weight.dtype)
     _pack_transposed(np.ascontiguousarray(weight).reshape(-1), O, C, KH * KW, panel, out)
     return out
 
@@ -70,6 +72,6 @@ def packed_transposed(weight: Any, panel: int) -> Any:
 def unpacked_sum(sums: Any, shape: tuple[int, int, int, int]) -> Any:
     """Per-worker gradients of W, (workers, K*O), added up in order: (O, C, KH, KW)."""
     O, C, KH, KW = shape
-    weight = np.empty(shape, sums.dtype)
+    weight = memory.empty(shape, sums.dtype)
     _unpack_sum(sums, O, C, KH * KW, weight.reshape(-1))
     return weight

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from minires.kernels import memory
 from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, store, tile_product
 from minires.kernels.cpu.winograd_tiles import (
     G,
@@ -244,25 +245,26 @@ def _run(x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: 
     O = weight.shape[1] if swap else weight.shape[0]
     L, workers, dtype = lanes(x.dtype), num_threads(), x.dtype
     wide = O % (2 * L) == 0
-    u = np.empty(ELEMENTS * C * O, dtype)
+    u = memory.empty(ELEMENTS * C * O, dtype)
     flat = np.ascontiguousarray(weight).reshape(-1)
     _transform_weight(flat, *weight.shape[:2], swap, u, L, wide, G.astype(dtype))
-    y = np.empty((N, *out, O), dtype)
+    y = memory.empty((N, *out, O), dtype)
     tiles = (-(-out[0] // 4), -(-out[1] // 4))
     total = N * tiles[0] * tiles[1]
     sizes = (H, W, C), (*out, O), tiles, pad
     if C * O >= PHASED_WEIGHT:
         room = _round_up(total, ROWS)
-        v = np.zeros(ELEMENTS * (room * C + L), dtype)
-        m = np.empty(ELEMENTS * (room * O + L), dtype)
-        patches = np.empty((workers, ELEMENTS * max(C, O)), dtype)
+        v = memory.empty(ELEMENTS * (room * C + L), dtype)
+        v.reshape(ELEMENTS, -1)[:, total * C :] = 0
+        m = memory.empty(ELEMENTS * (room * O + L), dtype)
+        patches = memory.empty((workers, ELEMENTS * max(C, O)), dtype)
         _convolve_phased(
             x.reshape(-1), u, y.reshape(-1), *sizes, workers, v, m, patches, L, wide
         )  # fmt: skip
     else:
         batch = _batch(total, workers)
         room = ELEMENTS * (batch * (C + O) + 2 * L + max(C, O))
-        work = np.zeros((workers, room), dtype)
+        work = memory.zeros((workers, room), dtype)
         _convolve(x.reshape(-1), u, y.reshape(-1), *sizes, batch, workers, work, L, wide)
     return to_nchw(y)
 
@@ -287,21 +289,21 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     total = g.N * tiles[0] * tiles[1]
     sizes = (g.H, g.W, C), (*g.out, O), tiles, g.padding
     if C * O > PHASED_GRADIENT:
-        v = np.empty(ELEMENTS * (total * C + L), dtype)
-        w = np.empty(ELEMENTS * (total * O + L), dtype)
-        patches = np.empty((workers, ELEMENTS * max(C, O)), dtype)
-        du = np.empty((1, ELEMENTS * C * O), dtype)
+        v = memory.empty(ELEMENTS * (total * C + L), dtype)
+        w = memory.empty(ELEMENTS * (total * O + L), dtype)
+        patches = memory.empty((workers, ELEMENTS * max(C, O)), dtype)
+        du = memory.empty((1, ELEMENTS * C * O), dtype)
         _weight_gradient_phased(
             x.reshape(-1), gy.reshape(-1), du, *sizes, workers, v, w, patches, L, wide
         )
     else:
         batch = _batch(total, workers)
         room = ELEMENTS * (batch * (C + O) + 2 * L + max(C, O))
-        work = np.zeros((workers, room), dtype)
-        du = np.empty((workers, ELEMENTS * C * O), dtype)
+        work = memory.zeros((workers, room), dtype)
+        du = memory.empty((workers, ELEMENTS * C * O), dtype)
         _weight_gradient(
             x.reshape(-1), gy.reshape(-1), du, *sizes, batch, workers, work, L, wide
         )
-    gweight = np.empty((O, C, 3, 3), dtype)
+    gweight = memory.empty((O, C, 3, 3), dtype)
     _inverse_weight(du, gweight.reshape(-1), O, C, L, G.astype(dtype))
     return gweight

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.layout import from_rows, rows
-from minires.kernels.reference.activation import relu, relu_grad
+from minires.kernels.reference.activation import add_relu, relu, relu_grad
 from minires.kernels.registry import register
 
 
@@ -92,7 +92,30 @@ def batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[An
 
 @register("batch_norm_relu_grad", name="numpy")
 def batch_norm_relu_grad(
-    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any
 ) -> tuple[Any, Any, Any]:
-    """The gradients of both: the ReLU's mask is read off its output y."""
-    return batch_norm_grad(relu_grad(gy, y), x, gamma, mean, inv_std)
+    """The gradients of both: the ReLU's mask is computed again, which saves keeping its output."""
+    y = rows(x) - mean
+    y *= inv_std if gamma is None else gamma * inv_std
+    if beta is not None:
+        y += beta
+    return batch_norm_grad(relu_grad(gy, from_rows(y, x.shape)), x, gamma, mean, inv_std)
+
+
+@register("batch_norm_add_relu_train", name="numpy")
+def batch_norm_add_relu_train(
+    x: Any, r: Any, gamma: Any, beta: Any, eps: float
+) -> tuple[Any, Any, Any, Any]:
+    """max(batch norm + r, 0): the one after the other."""
+    y, mean, var, inv_std = batch_norm_train(x, gamma, beta, eps)
+    return add_relu(y, r), mean, var, inv_std
+
+
+@register("batch_norm_add_relu_grad", name="numpy")
+def batch_norm_add_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The gradients of the three: gr, of the shortcut, is gy where y > 0."""
+    gr = relu_grad(gy, y)
+    gx, ggamma, gbeta = batch_norm_grad(gr, x, gamma, mean, inv_std)
+    return gx, gr, ggamma, gbeta

@@ -1,0 +1,184 @@
+"""Large arrays in memory that is used again instead of going back to the system.
+
+Memory fresh from the system has to be cleared page by page when it is first touched, which costs
+as much as computing on it: a training step needs the same few hundred megabytes every time. So
+large arrays come from here. An array's memory returns to the pool when the array and its last view
+are gone, and the next array of about that size lives in the same place.
+
+    x = memory.empty((N, H, W, C), np.float32)
+    memory.statistics()         # bytes in use now, at most so far, and taken from the system
+    memory.release()            # give back what nobody uses
+
+Free memory is kept by address: neighbours are joined, and a request takes the smallest piece that
+holds it, so that the pool grows to little more than the most that was ever in use at one time.
+
+Arrays start at whole cache lines, so that no vector straddles two; and sizes that are powers of
+two, which networks are made of, are laid out at changing offsets, because addresses that agree in
+their last 12 bits compete for the same places of the first-level cache.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LINE = 64  # bytes: a cache line, and the widest vector
+SMALLEST = 1 << 18  # bytes: below it the allocator of the C library has memory at hand
+SEGMENT = 1 << 28  # bytes asked from the system at a time; untouched pages cost nothing
+
+
+@dataclass(frozen=True)
+class MemoryStatistics:
+    """Bytes of pooled memory: in arrays now, at most in arrays since the last reset, and mapped."""
+
+    in_use: int
+    high_water: int
+    reserved: int
+
+
+class _Lease:
+    """A piece of the pool while an array looks at it; NumPy keeps it alive with the array."""
+
+    __slots__ = ("__array_interface__", "address", "pool", "size")
+
+    def __init__(self, pool: Pool, address: int, size: int, shape: Any, dtype: Any) -> None:
+        self.pool, self.address, self.size = pool, address, size
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "shape": shape,
+            "typestr": dtype.str,
+        }
+
+    def __del__(self) -> None:
+        # Maybe inside a collection that started while the pool was locked: only leave a note.
+        self.pool.returned.append((self.address, self.size))
+
+
+class Pool:
+    """Memory taken from the system in segments, lent out in pieces. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self.returned: deque[tuple[int, int]] = deque()
+        self._lock = threading.Lock()
+        self._segments: dict[int, tuple[mmap.mmap, int]] = {}  # by address: the map and its size
+        self._by_size: list[tuple[int, int]] = []  # free pieces, (size, address), sorted
+        self._starts: dict[int, int] = {}  # of free pieces: address -> size
+        self._ends: dict[int, int] = {}  # of free pieces: end -> address
+        self._in_use = 0
+        self._high_water = 0
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """An array with arbitrary contents, contiguous, starting at a cache line."""
+        dtype = np.dtype(dtype)
+        shape = shape if isinstance(shape, tuple) else (shape,)
+        size = math.prod(shape) * dtype.itemsize
+        if size < SMALLEST:
+            raw = np.empty(size + LINE, np.uint8)
+            start = -raw.ctypes.data % LINE if size else 0
+            return raw[start : start + size].view(dtype).reshape(shape)
+        # A line more than whole pages: arrays of equal size start at different offsets in theirs.
+        size = -(-size // 4096) * 4096 + LINE
+        with self._lock:
+            self._collect()
+            address = self._take(size)
+            self._in_use += size
+            self._high_water = max(self._high_water, self._in_use)
+        return np.asarray(_Lease(self, address, size, shape, dtype))
+
+    def statistics(self) -> MemoryStatistics:
+        """How much is in use."""
+        with self._lock:
+            self._collect()
+            reserved = sum(size for _, size in self._segments.values())
+            return MemoryStatistics(self._in_use, self._high_water, reserved)
+
+    def reset_high_water(self) -> None:
+        """Count the most in use from here on."""
+        with self._lock:
+            self._collect()
+            self._high_water = self._in_use
+
+    def release(self) -> None:
+        """Give segments in which no array lives back to the system."""
+        with self._lock:
+            self._collect()
+            for address, (segment, size) in list(self._segments.items()):
+                if self._starts.get(address) == size:
+                    self._forget(address, size)
+                    del self._segments[address]
+                    segment.close()
+
+    def _take(self, size: int) -> int:
+        at = bisect_left(self._by_size, (size, 0))
+        if at == len(self._by_size):
+            self._grow(size)
+            at = bisect_left(self._by_size, (size, 0))
+        free, address = self._by_size[at]
+        self._forget(address, free)
+        if free > size:
+            self._remember(address + size, free - size)
+        return address
+
+    def _grow(self, size: int) -> None:
+        size = max(SEGMENT, -(-size // SEGMENT) * SEGMENT)
+        segment = mmap.mmap(-1, size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            segment.madvise(mmap.MADV_HUGEPAGE)
+        # An address taken from a view would keep the map from being closed; this one does not.
+        address = np.frombuffer(segment, np.uint8).ctypes.data
+        self._segments[address] = (segment, size)
+        self._remember(address, size)
+
+    def _collect(self) -> None:
+        """Take in what was returned, joined with its free neighbours in the same segment."""
+        while self.returned:
+            address, size = self.returned.popleft()
+            self._in_use -= size
+            before = self._ends.get(address)
+            if before is not None and address not in self._segments:
+                length = self._starts[before]
+                self._forget(before, length)
+                address, size = before, size + length
+            after = address + size
+            if after in self._starts and after not in self._segments:
+                length = self._starts[after]
+                self._forget(after, length)
+                size += length
+            self._remember(address, size)
+
+    def _remember(self, address: int, size: int) -> None:
+        self._starts[address] = size
+        self._ends[address + size] = address
+        insort(self._by_size, (size, address))
+
+    def _forget(self, address: int, size: int) -> None:
+        del self._starts[address]
+        del self._ends[address + size]
+        del self._by_size[bisect_left(self._by_size, (size, address))]
+
+
+_pool = Pool()
+empty = _pool.empty
+statistics = _pool.statistics
+reset_high_water = _pool.reset_high_water
+release = _pool.release
+
+
+def empty_like(array: Any) -> Any:
+    """An array of the shape and dtype of `array`, contiguous, with arbitrary contents."""
+    return empty(array.shape, array.dtype)
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any) -> Any:
+    """The same, cleared."""
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array

@@ -1,0 +1,139 @@
+"""The pool of large arrays: nobody's memory is lent twice, and what comes back is used again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minires.kernels import memory
+from minires.kernels.memory import LINE, SEGMENT, SMALLEST, Pool
+
+BIG = SMALLEST // 4  # float32 numbers in the smallest pooled array
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+@pytest.mark.parametrize("shape", [0, 5, (3, 0), (), (7, 3), (2 * BIG,), (4, BIG, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_what_comes_is_an_ordinary_array(pool: Pool, shape: Any, dtype: Any) -> None:
+    array = pool.empty(shape, dtype)
+    assert array.shape == (shape if isinstance(shape, tuple) else (shape,))
+    assert array.dtype == dtype
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.size == 0 or array.ctypes.data % LINE == 0
+    array[...] = 3
+    assert (array == 3).all()
+
+
+def test_memory_comes_back_with_the_last_view(pool: Pool) -> None:
+    array = pool.empty(BIG, np.float32)
+    address, view = array.ctypes.data, array[5:7]
+    del array
+    assert pool.statistics().in_use > 0
+    other = pool.empty(BIG, np.float32)
+    assert other.ctypes.data != address
+    del view
+    assert pool.empty(BIG, np.float32).ctypes.data == address
+
+
+def test_neighbours_are_joined(pool: Pool) -> None:
+    pieces = [pool.empty(BIG, np.float32) for _ in range(8)]
+    start = min(piece.ctypes.data for piece in pieces)
+    pieces.clear()
+    assert pool.empty(8 * BIG, np.float32).ctypes.data == start
+
+
+def test_a_request_takes_the_smallest_piece_that_holds_it(pool: Pool) -> None:
+    sizes = [4 * BIG, BIG, 2 * BIG, BIG]
+    arrays = [pool.empty(size, np.float32) for size in sizes]
+    places = [array.ctypes.data for array in arrays]
+    arrays[0] = arrays[2] = None
+    assert pool.empty(2 * BIG, np.float32).ctypes.data == places[2]
+
+
+def test_equal_sizes_do_not_agree_in_their_last_bits(pool: Pool) -> None:
+    arrays = [pool.empty(1 << 20, np.float32) for _ in range(4)]
+    assert len({array.ctypes.data % 4096 for array in arrays}) == 4
+
+
+def test_statistics(pool: Pool) -> None:
+    first = pool.empty(BIG, np.float32)
+    second = pool.empty(BIG, np.float32)
+    used = pool.statistics()
+    assert 2 * first.nbytes <= used.in_use <= 2 * first.nbytes + 2 * (4096 + LINE)
+    assert used.high_water == used.in_use
+    assert used.reserved == SEGMENT
+    del second
+    now = pool.statistics()
+    assert (now.in_use, now.high_water) == (used.in_use // 2, used.high_water)
+    pool.reset_high_water()
+    assert pool.statistics().high_water == used.in_use // 2
+
+
+def test_release_keeps_what_is_in_use(pool: Pool) -> None:
+    large = pool.empty(SEGMENT // 4, np.float32)  # a segment of its own, and a line
+    kept = pool.empty(BIG, np.float32)
+    kept[...] = 7
+    reserved = pool.statistics().reserved
+    del large
+    pool.release()
+    assert 0 < pool.statistics().reserved <= reserved
+    assert (kept == 7).all()
+    del kept
+    pool.release()
+    assert pool.statistics() == memory.MemoryStatistics(0, pool.statistics().high_water, 0)
+    assert pool.empty(BIG, np.float32).size == BIG
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60))
+def test_live_arrays_never_overlap(steps: list[tuple[bool, int]]) -> None:
+    pool = Pool()
+    live: list[np.ndarray] = []
+    array = None
+    for number, (free, size) in enumerate(steps):
+        if free and live:
+            live.pop(size % len(live))
+        else:
+            array = pool.empty(size * BIG // 4, np.float32)
+            array[0] = array[-1] = number
+            live.append(array)
+        spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in live if a.nbytes)
+        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+            assert end <= start
+    array = None
+    live.clear()
+    assert pool.statistics().in_use == 0
+    assert len(pool._by_size) == len(pool._segments)  # everything joined again
+    pool.release()
+
+
+def test_arrays_freed_by_the_collector_and_by_threads(pool: Pool) -> None:
+    wrong: list[str] = []
+
+    def work(mark: int) -> None:
+        for _ in range(200):
+            array = pool.empty(BIG, np.int32)
+            array[::1024] = mark
+            cycle: list[Any] = [array]
+            cycle.append(cycle)
+            if (array[::1024] != mark).any():
+                wrong.append("overwritten")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert not wrong
+    assert pool.statistics().in_use == 0
