@@ -132,6 +132,11 @@ def _batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> Cost:
     return _batch_norm_forward(x, gamma, beta, flops=7, statistics=3)
 
 
+@cost_of("batch_norm_add_relu_train")
+def _batch_norm_add_relu_train(x: Any, r: Any, gamma: Any, beta: Any, eps: float) -> Cost:
+    return _batch_norm_forward(x, gamma, beta, flops=8, statistics=3) + Cost(0, _bytes(r))
+
+
 @cost_of("batch_norm_eval")
 def _batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float) -> Cost:
     return _batch_norm_forward(x, gamma, beta, mean, var, flops=2, statistics=0)
@@ -148,8 +153,18 @@ def _batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> Co
 
 
 @cost_of("batch_norm_relu_grad")
-def _batch_norm_relu_grad(gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any) -> Cost:
-    return _batch_norm_backward(10, x, gy, y, gamma, mean, inv_std)
+def _batch_norm_relu_grad(
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any
+) -> Cost:
+    return _batch_norm_backward(10, x, gy, gamma, beta, mean, inv_std)
+
+
+@cost_of("batch_norm_add_relu_grad")
+def _batch_norm_add_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> Cost:
+    """The shortcut's gradient is a second output."""
+    return _batch_norm_backward(10, x, gy, y, gamma, mean, inv_std) + Cost(0, _bytes(gy))
 
 
 # -- element by element --------------------------------------------------------------------------
@@ -163,6 +178,11 @@ def _relu(x: Any) -> Cost:
 @cost_of("relu_grad")
 def _relu_grad(gy: Any, y: Any) -> Cost:
     return Cost(gy.size, 2 * _bytes(gy) + _bytes(y))
+
+
+@cost_of("add")
+def _add(a: Any, b: Any) -> Cost:
+    return Cost(a.size, 2 * _bytes(a) + _bytes(b))
 
 
 @cost_of("add_relu")

@@ -94,12 +94,15 @@ def test_element_by_element():
     for operation, args, flops in (
         ("relu", (x,), n),
         ("relu_grad", (x, x), n),
+        ("add", (x, x), n),
         ("add_relu", (x, x), 2 * n),
         ("batch_norm_train", (x, row, row, 1e-5), 6 * n),
         ("batch_norm_relu_train", (x, row, row, 1e-5), 7 * n),
         ("batch_norm_eval", (x, row, row, row, row, 1e-5), 2 * n),
         ("batch_norm_grad", (x, x, row, row, row), 9 * n),
-        ("batch_norm_relu_grad", (x, x, x, row, row, row), 10 * n),
+        ("batch_norm_add_relu_train", (x, x, row, row, 1e-5), 8 * n),
+        ("batch_norm_relu_grad", (x, x, row, row, row, row), 10 * n),
+        ("batch_norm_add_relu_grad", (x, x, x, row, row, row), 10 * n),
         ("log_softmax", (x, 1), 5 * n + n // 6),
         ("log_softmax_grad", (x, x, 1), 4 * n),
     ):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lab import restored_kernels
 
 import minires as mr
-from lab import restored_kernels
 
 GOOD = '''
 import numpy as np

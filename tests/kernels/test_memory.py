@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_live_arrays_never_overlap(steps: list[tuple[bool, int]]) -> None:
             array[0] = array[-1] = number
             live.append(array)
         spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in live if a.nbytes)
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(spans):
             assert end <= start
     array = None
     live.clear()

@@ -244,7 +244,7 @@ def batch_norm_relu_grad(
 def batch_norm_add_relu_grad(
     gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """The mask, the shortcut's gradient and both sums in one pass, the input gradient in another."""
+    """Mask, shortcut gradient and both sums in one pass, the input gradient in another."""
     flat, mean = rows(x), np.ascontiguousarray(mean)
     gr = memory.empty_like(flat)
     sums = _gradient_sums_add(
