@@ -90,6 +90,12 @@ class ConvGeometry:
         """Whether this is a plain matrix product: 1x1, unpadded, ungrouped."""
         return self.kernel == (1, 1) and self.padding == (0, 0) and self.groups == 1
 
+    @property
+    def window_sizes(self) -> tuple[int, ...]:
+        """H W C KH KW, stride, padding, dilation, OH OW: all that a window's place depends on."""
+        where = *self.kernel, *self.stride, *self.padding, *self.dilation
+        return self.H, self.W, self.C, *where, *self.out
+
     def __str__(self) -> str:
         text = f"{shape_text(self.x_shape)} * {shape_text(self.weight_shape)}"
         if self.stride != (1, 1):

@@ -54,13 +54,17 @@ def _direct(g: ConvGeometry) -> bool:
 
 
 def _large(g: ConvGeometry) -> bool:
-    """Large enough that compiling pays: a layer of ResNet-20 at batch 32 is, 8x8 digits are not."""
-    return g.multiply_adds >= 64_000_000
+    """Large enough that compiling pays: a layer of ResNet-20 at batch 8 is, 8x8 digits are not."""
+    return g.multiply_adds >= 16_000_000
 
 
-def _few_channels(g: ConvGeometry) -> bool:
-    """A window row of at most two vectors: copying it costs as much as using it."""
-    return g.multiply_adds >= 16_000_000 and g.C * g.kernel[1] <= 2 * VECTOR
+def _short_rows(g: ConvGeometry) -> bool:
+    """A window row of a few vectors: copying it costs more than reading it where it lies."""
+    return g.multiply_adds >= 4_000_000 and g.C * g.kernel[1] <= 6 * VECTOR
+
+
+def _very_short_rows(g: ConvGeometry) -> bool:
+    return _short_rows(g) and g.C * g.kernel[1] <= 3 * VECTOR
 
 
 def _rows(shape: tuple[int, ...]) -> bool:
@@ -68,8 +72,8 @@ def _rows(shape: tuple[int, ...]) -> bool:
 
 
 def _many(shape: tuple[int, ...]) -> bool:
-    """Half a million numbers: the smallest activation of ResNet-20 at batch 128."""
-    return math.prod(shape) >= 1 << 19
+    """More than a batch of digits has in a layer; less than any layer of ResNet-50 at batch 8."""
+    return math.prod(shape) >= 1 << 17
 
 
 def _many_pooled(g: PoolGeometry) -> bool:
@@ -89,10 +93,13 @@ def _add(
     add(_late(module, operation, summary))
 
 
-for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+for _pass in ("conv2d", "conv2d_grad_input"):
     _add(_pass, "columns", "columns", _columns, _large, "im2col a few pixels at a time, in cache.")
-    if _pass != "conv2d_grad_input":
-        _add(_pass, "direct", "direct", _direct, _few_channels, "Windows read where they lie.")
+_pass = "conv2d_grad_weight"
+_add(_pass, "outer", "outer", _columns, _large, "Outer products, in ranges that stay in cache.")
+_add("conv2d", "direct", "direct", _direct, _short_rows, "Window rows read where they lie.")
+_add(_pass, "direct", "direct", _direct, _very_short_rows, "Window rows read where they lie.")
+for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).")
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):

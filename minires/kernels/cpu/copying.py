@@ -1,0 +1,110 @@
+"""Runs of numbers and windows of images, copied vector by vector.
+
+Slices of arrays in compiled code cost as much as the products they serve, when runs are short.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from minires.kernels.cpu.simd import fill, load, prefetch, store
+
+
+AHEAD = 8  # pixels between what is copied and what is asked for
+
+
+@njit(cache=True)
+def copy_run(x, at, out, to, count, L):
+    """out[to : to + count] = x[at : at + count]: whole vectors, then what is left."""
+    whole = count - count % L
+    for i in range(0, whole, L):
+        store(out, to + i, load(x, at + i))
+    for i in range(whole, count):
+        out[to + i] = x[at + i]
+
+
+@njit(cache=True)
+def prefetch_run(x, at, count, L):
+    """Ask for x[at : at + count]: runs of a few hundred bytes are too short for the hardware."""
+    for i in range(0, count, L):
+        prefetch(x, at + i)
+
+
+@njit(cache=True)
+def clear_run(out, to, count, L):
+    """out[to : to + count] = 0."""
+    whole = count - count % L
+    for i in range(0, whole, L):
+        store(out, to + i, fill(out, 0.0))
+    for i in range(whole, count):
+        out[to + i] = 0
+
+
+@njit(cache=True)
+def add_run(x, at, out, to, count, L):
+    """out[to : to + count] += x[at : at + count]."""
+    whole = count - count % L
+    for i in range(0, whole, L):
+        store(out, to + i, load(out, to + i) + load(x, at + i))
+    for i in range(whole, count):
+        out[to + i] += x[at + i]
+
+
+@njit(cache=True)
+def copy_rows(x, at, x_row, out, to, out_row, rows, count, L):
+    """`rows` runs of `count` numbers, from x_row apart to out_row apart."""
+    for r in range(rows):
+        prefetch_run(x, at + (r + AHEAD) * x_row, count, L)
+        copy_run(x, at + r * x_row, out, to + r * out_row, count, L)
+
+
+@njit(cache=True)
+def clear_columns(out, to, row, rows, count, L):
+    """The first `count` numbers of `rows` rows, set to 0."""
+    for r in range(rows):
+        clear_run(out, to + r * row, count, L)
+
+
+@njit(cache=True)
+def copy_windows(x, first, count, k0, k1, sizes, out, to, row, L):
+    """Elements k0 to k1 of the windows under output pixels first, ...: out[to + t*row + k - k0].
+
+    Pixels are counted over the whole batch. A window's elements (u, v, c) are numbered
+    k = (u*KW + v)*C + c; they are zero where it leaves the image. sizes: `window_sizes`.
+    """
+    H, W, C, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+    n, rest = first // (OH * OW), first % (OH * OW)
+    i, j = rest // OW, rest % OW
+    line = KW * C
+    u0, line0 = k0 // line, k0 % line
+    for t in range(count):
+        top, left = i * sh - ph, j * sw - pw
+        in_one_piece = dw == 1 and left >= 0 and left + KW <= W
+        k, u, e = k0, u0, line0  # e: of the window's row u
+        at_t = to + t * row - k0
+        while k < k1:
+            h = top + u * dh
+            if not 0 <= h < H:
+                run = min(k1 - k, line - e)
+                clear_run(out, at_t + k, run, L)
+            elif in_one_piece:
+                run, at = min(k1 - k, line - e), ((n * H + h) * W + left) * C + e
+                prefetch_run(x, at + AHEAD * sw * C, run, L)
+                copy_run(x, at, out, at_t + k, run, L)
+            else:
+                v = e // C
+                w, c = left + v * dw, e - v * C
+                run = min(k1 - k, C - c)
+                if 0 <= w < W:
+                    copy_run(x, ((n * H + h) * W + w) * C + c, out, at_t + k, run, L)
+                else:
+                    clear_run(out, at_t + k, run, L)
+            k += run
+            e += run
+            if e == line:
+                u, e = u + 1, 0
+        j += 1
+        if j == OW:
+            i, j = i + 1, 0
+            if i == OH:
+                n, i = n + 1, 0
