@@ -9,7 +9,6 @@ from numba import njit
 
 from minires.kernels.cpu.simd import fill, load, prefetch, store
 
-
 AHEAD = 8  # pixels between what is copied and what is asked for
 
 
@@ -72,7 +71,7 @@ def copy_windows(x, first, count, k0, k1, sizes, out, to, row, L):
     Pixels are counted over the whole batch. A window's elements (u, v, c) are numbered
     k = (u*KW + v)*C + c; they are zero where it leaves the image. sizes: `window_sizes`.
     """
-    H, W, C, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+    H, W, C, _, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
     n, rest = first // (OH * OW), first % (OH * OW)
     i, j = rest // OW, rest % OW
     line = KW * C

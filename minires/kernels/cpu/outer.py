@@ -61,8 +61,9 @@ def _sum_range(x, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, work, L)
 def _sum_outer(x, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, workers, work, L):
     """dw[part, o*row + k]; `row` is K in whole vectors. Either parts or ranges are one."""
     parts, items, vectors = len(dw), k_ranges * o_ranges, row // L
+    jobs = parts * items
     for worker in prange(workers):
-        for job in range(worker * parts * items // workers, (worker + 1) * parts * items // workers):
+        for job in range(worker * jobs // workers, (worker + 1) * jobs // workers):
             part, item = job // items, job % items
             k, o = item // o_ranges, item % o_ranges
             _sum_range(

@@ -16,7 +16,6 @@ from minires.kernels import memory
 from minires.kernels.cpu.copying import clear_run, copy_run
 from minires.kernels.cpu.simd import lanes
 
-
 BLOCK = 16  # channels moved at a time, so that both sides of a transposition stay in cache
 
 
