@@ -6,6 +6,7 @@ of kernels that compute it; `register` adds one, `use` prefers one, `available` 
 
 from minires.kernels import cpu, cuda, operations, reference
 from minires.kernels.condition import never
+from minires.kernels.cuda_source import cuda_source
 from minires.kernels.files import load
 from minires.kernels.geometry import ConvGeometry, PoolGeometry, conv_geometry, pool_geometry
 from minires.kernels.registry import (

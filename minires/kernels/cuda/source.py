@@ -6,6 +6,7 @@ that one text serves all dtypes. Kernels are `extern "C"` and found by their nam
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,23 @@ TYPES = {"float32": "float", "float64": "double", "float16": "f16", "bfloat16": 
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _KERNEL = re.compile(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(')
+
+
+_given: dict[str, str] = {}
+
+
+def give(name: str, text: str) -> str:
+    """Make a text a source of this name and contents; returns what it is called from then on.
+
+    It may include ours, such as "types.cuh".
+    """
+    unique = f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{name}"
+    _given[unique] = text
+    return unique
+
+
+def _read(file: str) -> str:
+    return _given[file] if file in _given else (FOLDER / file).read_text()
 
 
 @lru_cache(maxsize=64)
@@ -31,7 +49,7 @@ def text(name: str) -> str:
             included.add(match[1])
             return expand(match[1])
 
-        return _INCLUDE.sub(include, (FOLDER / file).read_text().replace("#pragma once\n", ""))
+        return _INCLUDE.sub(include, _read(file).replace("#pragma once\n", ""))
 
     return expand(name)
 
