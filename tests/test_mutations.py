@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks" / "mutations"))
+import runner  # noqa: E402
+import table  # noqa: E402
 
-
-def load_table() -> ModuleType:
-    path = ROOT / "benchmarks" / "mutations" / "table.py"
-    spec = importlib.util.spec_from_file_location("mutation_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-table = load_table()
+sys.path.pop(0)
 MUTATIONS = table.read()
 
 
@@ -92,3 +81,35 @@ def test_within_names_the_block() -> None:
 def test_an_entry_that_is_out_of_date_says_so(changes: dict[str, str], message: str) -> None:
     with pytest.raises(table.OutOfDateError, match=message):
         entry(**changes).apply(SOURCE)
+
+
+# -- planting ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of one function and one test, which looks at one of its two results."""
+    root = tmp_path / "source"
+    (root / "tests").mkdir(parents=True)
+    (root / "pyproject.toml").write_text("[tool.pytest.ini_options]\ntestpaths = ['tests']\n")
+    (root / "small.py").write_text("def f(x):\n    a = x + 1\n    b = x - 1\n    return a, b\n")
+    (root / "tests" / "test_f.py").write_text(
+        "from small import f\n\n\ndef test_first():\n    assert f(1)[0] == 2\n"
+    )
+    return root
+
+
+def test_bugs_are_planted_in_a_copy_and_taken_out_again(project: Path, tmp_path: Path) -> None:
+    copy = runner.Copy(project, tmp_path / "work")
+    tests = ("tests/test_f.py",)
+    copy.baseline(tests, 60.0)
+    seen = table.Mutation("small.py", "sign", "a = x + 1", "a = x - 1", tests)
+    unseen = table.Mutation("small.py", "sign", "b = x - 1", "b = x + 1", tests)
+    caught = copy.run(seen, tests, 60.0)
+    assert (caught.passed, caught.by) == (False, "tests/test_f.py::test_first")
+    assert copy.run(unseen, tests, 60.0).passed
+    assert copy.run(unseen, tests, 1e-3).by.startswith("no end within")
+    for root in (project, copy.root):
+        assert "a = x + 1" in (root / "small.py").read_text()
+    with pytest.raises(table.OutOfDateError, match="no such file"):
+        copy.check(table.Mutation("other.py", "sign", "a", "b", tests))

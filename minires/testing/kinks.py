@@ -119,6 +119,13 @@ class BranchRecord:
             return Kink("the number of operations with kinks", ())
         return None
 
+    def count_differences(self, other: BranchRecord) -> int:
+        """How many elements are on different branches; 1 where the records do not even match."""
+        if [a.shape for _, a in self.taken] != [b.shape for _, b in other.taken]:
+            return 1
+        pairs = zip(self.taken, other.taken, strict=True)
+        return sum(int((a != b).sum()) for (_, a), (_, b) in pairs)
+
 
 @contextmanager
 def record_branches() -> Iterator[BranchRecord]:

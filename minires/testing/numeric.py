@@ -176,11 +176,11 @@ class Differences:
         """
         return atol + rtol * scale * self.eps / slope.eps
 
-    def at_kink(self, direction: Direction) -> bool:
-        """Whether the point itself lies on a kink that this direction crosses."""
+    def at_kinks(self, direction: Direction) -> int:
+        """How many kinks the point itself lies on that this direction crosses."""
         h = self.eps * TINY
         (_, there), (_, here) = self.outputs(direction, h), self.outputs(direction, -h)
-        return there.first_difference(here) is not None
+        return there.count_differences(here)
 
     def one_sided(self, direction: Direction) -> tuple[float, float] | None:
         """Slopes of <u, f> to the left and to the right of the point, each to O(h^2).
@@ -213,7 +213,7 @@ class Differences:
         """
         wide, narrow = (self._sides(direction, self.eps * k) for k in (1.0, 0.125))
         gap, nearer = (right - left for left, right in (wide, narrow))
-        if abs(nearer) > 1e-3 * max(scale, *map(abs, narrow)) and (
+        if abs(nearer) > 1e-6 * max(scale, *map(abs, narrow)) and (
             abs(nearer - gap) < 0.1 * abs(nearer)
         ):
             return narrow

@@ -246,7 +246,7 @@ class _Check:
             slope = differences.slope(d, norm(gradients, d))
             if slope is not None:
                 break
-            if differences.at_kink(d):
+            if differences.at_kinks(d):
                 return True
             if differences.rejected >= GIVE_UP:
                 report.fail(
@@ -455,7 +455,9 @@ class _Check:
             on_kink = found.wrong[0].slopes is not None
             report.fail(
                 "kink" if on_kink else "unknown",
-                "the value on a kink must lie between the slopes on its two sides"
+                "the value on a kink must lie between the slopes on its two sides (where several "
+                "kinks meet, as behind a row of zeros, their values may add up to one outside: "
+                "move the point)"
                 if on_kink
                 else f"on a point with kinks only elements are compared; {FAULTS['unknown']}",
             )

@@ -257,3 +257,15 @@ def test_ties_of_a_maximum_may_be_shared_in_any_way(winner: float) -> None:
         raise_exception=False,
     )
     assert wrong.kinds == {"kink"}
+
+
+def test_where_several_kinks_meet_nothing_is_called_wrong(rng: np.random.Generator) -> None:
+    """A row of zeros without a bias puts every hidden unit on its kink at once.
+
+    Zero at each of them is a subgradient, but need not lie between the slopes of their sum.
+    """
+    w = rng.standard_normal((3, 6))
+    x = mr.Tensor(np.zeros((1, 3)), requires_grad=True)
+    report = gradcheck(lambda x: F.relu(x @ w).sum(axis=1) + x.sum(), x)
+    assert not report.elements
+    assert "could not be judged" in report.notes[0] or report.on_kinks == 3
