@@ -156,29 +156,40 @@ class Opened:
 
         weights: parameters whose gradients are wanted too.
 
-        Raises ValueError if the blocks are not what their parts make them.
+        Raises ValueError if a block is not what its parts make it, ArithmeticError if the loss is
+        not finite.
         """
-        set_rng_state(self.random)
-        with no_grad():
-            expected = self._loss(self.model(self.x)).item()
         set_rng_state(self.random)
         places: dict[str, Tensor] = {"image": self.x.detach().requires_grad_()}
         with enable_grad():
             h = self.model.stem(places["image"])
             for name, block in self.model.named_blocks():
                 places[name] = h
-                h = block.join(block.branch(h), block.shortcut(h))
+                h = _joined(name, block, h)
             places["head"] = h
             loss = self._loss(self.model.head(h))
-        # A block may compute the same in one pass, and round otherwise.
-        if not abs(loss.item() - expected) <= np.finfo(loss.dtype).eps ** 0.5 * abs(expected):
-            raise ValueError(
-                f"the model's loss is {expected:.6g}, by its blocks' branch, shortcut and join it "
-                f"is {loss.item():.6g}: some block's forward is not join(branch(x), shortcut(x))"
-            )
+        if not np.isfinite(loss.item()):
+            raise ArithmeticError(f"the loss is {loss.item()}: there is no gradient to follow")
         found = [g._data for g in grad(loss, [*places.values(), *weights])]  # type: ignore[union-attr]
         gradients = dict(zip(places, found, strict=False))
         return Whole(loss.item(), gradients, found[len(places) :])
+
+
+def _joined(name: str, block: Any, x: Tensor) -> Tensor:
+    """The block's output from its parts; checked against what it gives when it is called."""
+    random = get_rng_state()
+    with no_grad():
+        expected = block(x)._data
+    set_rng_state(random)
+    output: Tensor = block.join(block.branch(x), block.shortcut(x))
+    # It may compute the same in one pass, and round otherwise.
+    allowed = float(np.finfo(expected.dtype).eps) ** 0.5 * largest(expected)
+    if largest(output._data - expected) > allowed:
+        raise ValueError(
+            f"{name}: this block's forward is not join(branch(x), shortcut(x)), so its parts "
+            "do not tell where its gradient comes from"
+        )
+    return output
 
 
 @contextmanager
