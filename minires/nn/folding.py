@@ -33,6 +33,10 @@ class FoldedNorm(Module):
         """relu(x): what is left of batch norm with a ReLU behind it."""
         return F.relu(x)
 
+    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """relu(x + shortcut): what is left of batch norm at the end of a residual block."""
+        return F.add_relu(x, shortcut)
+
 
 def fold_batch_norm(conv: Conv2d, bn: BatchNorm2d) -> Conv2d:
     """The convolution, with a bias, that computes bn(conv(x)) by the running statistics.

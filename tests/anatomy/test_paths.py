@@ -11,6 +11,7 @@ from nets import (
     KINDS,
     NETS,
     PreActivation,
+    StochasticDepth,
     assert_untouched,
     backward,
     batch,
@@ -66,8 +67,6 @@ def test_blocks_of_other_kinds(kind, training, rng):
 
 def test_a_dropped_branch_is_on_no_path(rng):
     """Stochastic depth in training: only the blocks that survived count."""
-    from nets import StochasticDepth
-
     class Dropped(StochasticDepth):
         survival = 0.0
 

@@ -172,6 +172,27 @@ def test_what_cannot_be_folded_says_so(rng):
     assert isinstance(nn.fold_batch_norms(fixed, (1, 4, 4))[1], nn.FoldedNorm)
 
 
+class Joined(nn.Module):
+    """Every way in which a batch norm is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+        self.conv2, self.bn2 = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+        self.conv3, self.bn3 = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.bn3.add_relu(self.conv3(self.bn2.relu(self.conv2(x))), self.bn1(self.conv1(x)))
+
+
+def test_norms_fold_however_they_are_called(rng):
+    model = lived(Joined(), rng)
+    folded = nn.fold_batch_norms(model, (2, 4, 4))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    x = rng.standard_normal((2, 2, 4, 4)).astype(np.float32)
+    assert_close(run(folded, x), run(model, x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_single_blocks_fold_too(block, rng):
     model = lived(block(8, 8, 2), rng)
