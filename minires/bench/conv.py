@@ -11,6 +11,7 @@ on them or on a ragged shape is refused and not timed (`gate.py`). The others ar
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from minires._names import unknown
 from minires.bench.costs import Cost, bound, cost
-from minires.bench.gate import PASSES, Problem, Verdict, ragged
+from minires.bench.gate import PASSES, Problem, ragged
 from minires.bench.layers import ConvLayer
 from minires.bench.limits import Limits, limits
 from minires.bench.machine import machine
@@ -29,6 +30,9 @@ from minires.kernels import ConvGeometry, Kernel, Operation, available
 
 DEFAULT = "default"
 """Names the kernel that minires would choose."""
+
+PATIENCE = 60.0
+"""Seconds that one call may be expected to take; a kernel that needs more is not timed."""
 
 Progress = Callable[[str], None]
 
@@ -190,7 +194,7 @@ def checked_kernels(names: Sequence[str], passes: Sequence[str]) -> list[str]:
 class _Contender:
     call: Callable[[], Any]
     row: Row
-    verdict: Verdict
+    first_call: float
 
 
 def _bench_pass(
@@ -202,18 +206,21 @@ def _bench_pass(
     for row, call, kernel in _contestants(report, layer, problem, names, own):
         if progress is not None:
             progress(f"{about}: checking {row.kernel}")
-        verdict = problem.check(call)
-        row = replace(row, error=_number(verdict.error), refused=verdict.wrong)
-        if kernel is not None and not row.refused:
-            row = _checked_on_ragged(row, kernel, problem)
-        contenders[row.kernel] = _Contender(call, row, verdict)
+        first = None
+        if kernel is not None:
+            row, first = _checked_on_ragged(row, kernel, problem)
+        if not row.refused:
+            verdict = problem.check(call)
+            row = replace(row, error=_number(verdict.error), refused=verdict.wrong)
+            first = verdict.first_call if first is None else first
+        contenders[row.kernel] = _Contender(call, row, first or 0.0)
     timed = {n: c.call for n, c in contenders.items() if not c.row.refused}
     times = {}
     if timed:
         times = interleave(
             timed,
             report.rounds,
-            first_calls={n: contenders[n].verdict.first_call for n in timed},
+            first_calls={n: contenders[n].first_call for n in timed},
             progress=progress and (lambda n: progress(f"{about}: timing {n}")),
         )
     report.rows += [replace(c.row, times=times.get(n)) for n, c in contenders.items()]
@@ -261,15 +268,26 @@ def _call(kernel: Kernel, problem: Problem) -> Callable[[], Any]:
     return lambda: function(*args)
 
 
-def _checked_on_ragged(row: Row, kernel: Kernel, problem: Problem) -> Row:
-    """Hold the kernel to the reference on a ragged shape as well."""
+def _checked_on_ragged(row: Row, kernel: Kernel, problem: Problem) -> tuple[Row, float | None]:
+    """Hold the kernel to the reference on a ragged shape, which is small: it also shows whether
+    the timed one would take forever. Returns the row and the seconds of the first call."""
     g: ConvGeometry | None = ragged(kernel, problem.geometry, problem.dtype.name)
     if g is None:
-        return row
+        return row, None
     small = Problem(problem.operation, g, problem.dtype)
-    verdict = small.check(_call(kernel, small))
+    call = _call(kernel, small)
+    verdict = small.check(call)
     refused = f"on {g}: {verdict.wrong}" if verdict.wrong else ""
-    return replace(row, ragged=str(g), refused=refused)
+    if not refused:
+        start = time.perf_counter()
+        call()
+        times = problem.geometry.multiply_adds / max(g.multiply_adds, 1)
+        expected = (time.perf_counter() - start) * times
+        if expected > PATIENCE:
+            refused = (
+                f"a call would take about {expected:,.0f} s, going by {g}; time a smaller shape"
+            )
+    return replace(row, ragged=str(g), refused=refused), verdict.first_call
 
 
 def _number(value: float) -> float | None:

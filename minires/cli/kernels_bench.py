@@ -93,9 +93,10 @@ def bench(
     """Time convolution kernels side by side, and against what this machine can do.
 
     A kernel that differs from the float64 reference, on the timed shape or on a ragged one, is
-    refused and not timed; the exit status is then 1. Times are medians of interleaved calls, ±
-    half the distance of their quartiles. GFLOP/s count the direct algorithm, whatever computes it;
-    the limit is the larger of two: arithmetic at the matrix-product rate, bytes at that of copying.
+    refused and not timed, and so is one that would take minutes a call; the exit status is then 1.
+    Times are medians of interleaved calls, ± half the distance of their quartiles. GFLOP/s count
+    the direct algorithm, whatever computes it; the limit is the larger of two: arithmetic at the
+    matrix-product rate, bytes at that of copying.
 
     Example: `minires kernels bench my_kernel.py --against im2col,winograd,torch --layers resnet18`
 
@@ -282,7 +283,7 @@ def _cells(row: Row, fastest: float) -> list[str]:
 
     name = f"  {row.kernel}{' *' if row.chosen else ''}"
     if row.times is None:
-        return [f"[red]{name}[/]", "[red]WRONG[/]"]
+        return [f"[red]{name}[/]", "[red]refused[/]"]
     ms = f"{row.times.median * 1e3:.3g}"
     return [
         name,

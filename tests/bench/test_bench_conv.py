@@ -12,6 +12,7 @@ from minires.bench.conv import DEFAULT, bench_conv, checked_kernels, default_ker
 from minires.bench.layers import conv_layers, shape_layer
 from minires.bench.record import KIND, read_record, write_record
 from minires.kernels.registry import operation
+from minires.testing.kernels import reference_kernel
 
 MACHINE = Limits({"float32": 100.0, "float64": 50.0}, 10.0, 1, "made up")
 SMALL = [shape_layer((2, 3, 6, 5), (4, 3, 3, 3), padding=1)]
@@ -35,8 +36,7 @@ def registry():
 
 
 def reference(x, w, g):
-    (kernel,) = (k for k in mr.kernels.available("conv2d") if k.name == "im2col")
-    return kernel.function(x, w, g)
+    return reference_kernel("conv2d").function(x, w, g)
 
 
 def test_each_pass_is_timed_and_held_to_the_limit():
@@ -74,6 +74,31 @@ def test_a_wrong_kernel_is_refused_and_not_timed(registry):
     assert len(calls) == 1
 
 
+def test_a_kernel_wrong_on_the_timed_shape_alone_is_refused(registry):
+    @registry("conv2d", name="wrong", worth=mr.kernels.never)
+    def wrong(x, w, g):
+        return reference(x, w, g) * np.float32(1.001 if g == SMALL[0].geometry else 1)
+
+    (row,) = bench(["wrong"]).rows
+    assert "elements wrong" in row.refused
+    assert row.times is None
+
+
+def test_a_kernel_that_would_take_forever_is_not_called_on_the_timed_shape(registry, monkeypatch):
+    shapes = []
+
+    @registry("conv2d", name="slow", worth=mr.kernels.never)
+    def slow(x, w, g):
+        shapes.append(g)
+        return reference(x, w, g)
+
+    monkeypatch.setattr("minires.bench.conv.PATIENCE", 1e-9)
+    (row,) = bench(["slow"]).rows
+    assert "would take about" in row.refused
+    assert row.times is None
+    assert SMALL[0].geometry not in shapes
+
+
 def test_a_kernel_wrong_on_ragged_shapes_alone_is_refused(registry):
     @registry("conv2d", name="even", worth=mr.kernels.never)
     def even(x, w, g):
@@ -90,8 +115,7 @@ def test_a_kernel_wrong_on_ragged_shapes_alone_is_refused(registry):
 
 def test_ones_own_kernels_come_first_and_do_not_count_as_default(registry):
     registry("conv2d", name="mine")(reference)
-    own = mr.kernels.available("conv2d")[-1:]
-    assert own[0].name == "mine"
+    own = [k for k in mr.kernels.available("conv2d") if k.name == "mine"]
     assert operation("conv2d").select("cpu", SMALL[0].geometry).name == "mine"
     rows = bench([DEFAULT], own=own).rows
     assert [(row.kernel, row.chosen) for row in rows] == [("mine", False), ("im2col", True)]

@@ -20,11 +20,11 @@ SMALL = ["--shape", "2x3x6x5", "--weight", "4x3x3x3", "--padding", "1", "--round
 MINE = """
 import numpy as np
 import minires as mr
-(reference,) = (k for k in mr.kernels.available("conv2d") if k.name == "im2col")
+from minires.testing.kernels import reference_kernel
 
 @mr.kernels.register("conv2d", name="mine", workspace=lambda g, dtype: 1200)
 def mine(x, w, g):
-    return reference.function(x, w, g) * np.float32(SCALE)
+    return reference_kernel("conv2d").function(x, w, g) * np.float32(SCALE)
 """
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_kernel_is_refused_with_exit_status_1(tmp_path):
     file = tmp_path / "my_kernel.py"
     file.write_text(MINE.replace("SCALE", "1.01"))
     output = run(file, "--against", "im2col", status=1)
-    assert lines_of("mine", output) == [["mine", "WRONG"]]
+    assert lines_of("mine", output) == [["mine", "refused"]]
     assert "refused: mine, conv2d of 2x3x6x5 * 4x3x3x3 padding 1x1: " in output
     assert len(lines_of("im2col", output)) == 1
 
