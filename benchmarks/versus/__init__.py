@@ -1,0 +1,1 @@
+"""What `cpu_vs_torch.py` is made of: nets, sections, fresh processes, tables."""

@@ -1,0 +1,157 @@
+"""Whole networks in one process: training steps, inference, threads, the share of the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+import minires as mr
+from minires.bench.costs import Cost, cost
+from minires.bench.gate import PASSES
+from minires.bench.layers import conv_layers
+from minires.bench.limits import limits
+from minires.bench.timing import Times, interleave
+from minires.kernels.threads import num_threads
+from versus import ours, theirs
+from versus.work import Call, Work
+
+VISIT = 0.4  # seconds of timed steps per visit, about
+AGREEMENT = 1e-3
+"""The largest difference of two nets' answers to the same images, as a share of the largest."""
+
+Say = Callable[[str], None]
+
+
+def same_nets(name: str) -> tuple[Any, Any]:
+    """A net of ours and one of PyTorch's with the same weights.
+
+    Raises RuntimeError if they do not give the same answers: a faster net that computes something
+    else wins nothing.
+    """
+    mr.manual_seed(0)
+    mine, other = mr.models.create(name), theirs.TorchResNet(name)
+    state = {key: torch.tensor(np.array(t.numpy())) for key, t in mine.state_dict().items()}
+    other.load_state_dict(state)
+    x = Work(name, 2, 32 if other.small else 64).images()
+    with mr.no_grad(), torch.no_grad():
+        a, b = mine.eval()(mr.Tensor(x)).numpy(), other.eval()(torch.tensor(x)).numpy()
+    _agree(name, a, b)
+    return mine.train(), other.train()
+
+
+def _agree(what: str, a: np.ndarray, b: np.ndarray) -> None:
+    difference = float(np.abs(a - b).max() / np.abs(b).max())
+    if not difference <= AGREEMENT:
+        raise RuntimeError(f"{what}: minires and PyTorch differ by {difference:.1e} of the largest")
+
+
+def train(works: Sequence[Work], rounds: int, compiled: bool, say: Say) -> dict[str, Any]:
+    """Training steps of minires and of PyTorch in every way it can be run."""
+    found = {}
+    for work in works:
+        say(f"training steps: {work}")
+        mine, _ = same_nets(work.model)
+        calls: dict[str, Call] = {"minires": ours.training_step(work, mine)}
+        for name, layout, compile_ in theirs.ways(compiled):
+            # Each its own net, because a step changes it.
+            calls[name] = theirs.training_step(work, layout, compile_, same_nets(work.model)[1])
+        found[work.model] = _timed(work, calls, rounds)
+    return found
+
+
+def infer(works: Sequence[Work], rounds: int, compiled: bool, say: Say) -> dict[str, Any]:
+    """Answers with batch norm folded into the convolutions; all must agree."""
+    found = {}
+    for work in works:
+        say(f"inference: {work}")
+        mine, _ = same_nets(work.model)
+        calls: dict[str, Call] = {"minires": ours.inference(work, mine)}
+        for name, layout, compile_ in theirs.ways(compiled):
+            calls[name] = theirs.inference(work, layout, compile_, same_nets(work.model)[1])
+            _agree(f"{work.model}, {name}", calls["minires"](), calls[name]())
+        found[work.model] = _timed(work, calls, rounds)
+    return found
+
+
+def scaling(works: Sequence[Work], rounds: int, say: Say) -> dict[str, Any]:
+    """Training steps on one thread and on all, ours and PyTorch's eager channels_last."""
+    found = {}
+    counts = sorted({1, num_threads()})
+    for work in works:
+        say(f"threads: {work}")
+        steps = {"minires": ours.training_step(work),
+                 "torch eager channels_last": theirs.training_step(work)}  # fmt: skip
+        calls = {
+            f"{name}, {count} thread{'s' * (count > 1)}": _on_threads(step, count)
+            for name, step in steps.items()
+            for count in counts
+        }
+        found[work.model] = _record(work, interleave(calls, rounds, visit=VISIT))
+    return found
+
+
+def _on_threads(step: Call, count: int) -> Call:
+    def call() -> Any:
+        with on_threads(count):
+            return step()
+
+    return call
+
+
+@contextmanager
+def on_threads(count: int) -> Any:
+    """Both libraries on this many threads inside the block."""
+    before = num_threads(), torch.get_num_threads()
+    mr.set_num_threads(count)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        mr.set_num_threads(before[0])
+        torch.set_num_threads(before[1])
+
+
+def _timed(work: Work, calls: Mapping[str, Call], rounds: int) -> dict[str, Any]:
+    times = interleave(calls, rounds, visit=VISIT)
+    found = _record(work, times)
+    peer = min((name for name in times if name != "minires"), key=lambda n: times[n].median)
+    return {**found, "peer": peer, "ratio": times[peer].median / times["minires"].median}
+
+
+def _record(work: Work, times: Mapping[str, Times]) -> dict[str, Any]:
+    return {
+        "batch": work.batch,
+        "size": work.size,
+        "times": {name: t.record() for name, t in times.items()},
+        "images_per_second": {name: work.batch / t.median for name, t in times.items()},
+    }
+
+
+def convolution_cost(work: Work) -> Cost:
+    """Operations and bytes of all convolutions of a training step, by the direct algorithm."""
+    total = Cost(0, 0)
+    nothing = np.empty(0, np.float32)  # the geometry has the shapes
+    for layer in conv_layers(work.model, work.batch, work.size):
+        for operation in PASSES.values():
+            if operation != "conv2d_grad_input" or layer.needs_grad_input:
+                one = cost(operation, (nothing, nothing, layer.geometry))
+                total += Cost(one.flops * layer.count, one.bytes * layer.count)
+    return total
+
+
+def share(works: Sequence[Work], training: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the machine's matrix-product rate: the convolutions' operations over the whole step."""
+    rate = limits().rate("float32")
+    found = {}
+    for work in works:
+        if work.model in training:
+            flops = convolution_cost(work).flops
+            seconds = training[work.model]["times"]["minires"]["median_ms"] / 1e3
+            reached = flops / seconds / 1e9
+            found[work.model] = {"flops": flops, "gflops": reached, "limit_gflops": rate,
+                                 "share": reached / rate}  # fmt: skip
+    return found
