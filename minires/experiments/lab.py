@@ -243,14 +243,15 @@ class Lab:
             )
         if any(1 < len(runs) < FEW for runs in self.trained.values()):
             found.append("Deviations of two seeds are rough.")
-        tested = [run.last["test_accuracy"] for run in known]
-        error = 1 - sum(tested) / len(tested)
-        chance = 100 * (error * (1 - error) / len(sets.test)) ** 0.5
-        found.append(
-            f"With {len(sets.test):,} test images an error of {100 * error:.1f} %, as it is here "
-            f"on average, has a standard error of {chance:.1f} points from the choice of images "
-            "alone."
-        )
+        tested = [a for run in known if (a := run.last["test_accuracy"]) is not None]
+        if tested:
+            error = 1 - sum(tested) / len(tested)
+            chance = 100 * (error * (1 - error) / len(sets.test)) ** 0.5
+            found.append(
+                f"With {len(sets.test):,} test images an error of {100 * error:.1f} %, as it is "
+                f"here on average, has a standard error of {chance:.1f} points from the choice of "
+                "images alone."
+            )
         return found
 
 

@@ -24,6 +24,7 @@ from minires.training import evaluate
 
 IMAGES = 32
 MOST = 0.95  # of the gradient, for the sentence about lengths
+LARGE = 10**9  # numbers of paths from here on are rounded
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def run(lab: Lab) -> Paths:
 def describe(result: Paths) -> Report:
     lengths = np.arange(result.blocks + 1)
     paths_range, gradient_range = result.range(result.expected), result.range(result.shares)
+    longer = slice(gradient_range[1] + 1, None)
     inside = result.expected[gradient_range[0] : gradient_range[1] + 1].sum()
     found = [
         f"{result.net} has {result.blocks} blocks and 2^{result.blocks} = "
@@ -103,16 +105,22 @@ def describe(result: Paths) -> Report:
         f"{_percent(MOST)} of the gradient comes by paths through {gradient_range[0]} to "
         f"{gradient_range[1]} branches, {result.shares @ lengths:.1f} on average (weighted by "
         f"contribution); these are {_percent(inside, 2)} of all paths.",
-        f"The shortest path, through no branch at all, contributes "
-        f"{_percent(result.shares[0], 2)}; the longest {100 * result.shares[-1]:.1e} %.",
+        f"The one path through no branch at all contributes {_percent(result.shares[0], 2)}; the "
+        f"{_percent(result.expected[longer].sum(), 2)} of paths with more than "
+        f"{gradient_range[1]} branches contribute {_percent(result.shares[longer].sum(), 2)}.",
         f"The sum over lengths equals backward's gradient to {result.relative_difference:.1e}.",
         f"The net's test error is {result.error:.1f} %.",
     ]
     rows = [
-        (k, f"{float(count):.3g}", _percent(result.expected[k], 3),
-         f"{result.norms[k]:.3e}", _percent(result.shares[k], 3))
+        (
+            k,
+            f"{count:,}" if count < LARGE else f"{float(count):.3g}",
+            _percent(result.expected[k], 3),
+            f"{result.norms[k]:.3e}",
+            _percent(result.shares[k], 3),
+        )
         for k, count in enumerate(result.counts)
-    ]  # fmt: skip
+    ]
     return Report(
         title="Paths: which lengths carry the gradient?",
         question="A residual net of n blocks is a sum over 2^n paths from image to loss. Most "
@@ -145,7 +153,7 @@ def describe(result: Paths) -> Report:
 
 
 def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:z.{digits}f} %"
 
 
 def _draw(result: Paths, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minires.anatomy.drawing import NEUTRAL, PLAIN, RESIDUAL, SERIES, canvas, heading
+from minires.anatomy.drawing import PLAIN, RESIDUAL, canvas, heading
 from minires.experiments.statistics import Spread
 
 if TYPE_CHECKING:
@@ -22,12 +22,15 @@ Values = Any  # what NumPy makes a vector of
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot. values: (n,), or (seeds, n): their mean with a band of one deviation."""
+    """One line of a plot.
+
+    values: (n,), or (seeds, n): their mean with a band of one deviation. x: (n,).
+    """
 
     label: str
     values: Values
     colour: str
-    x: Values | None = None
+    x: Values
     dashed: bool = False
     marks: bool = False
 
@@ -37,7 +40,7 @@ def shades(colour: str, count: int) -> list[str]:
     from matplotlib.colors import to_hex, to_rgb
 
     base = np.array(to_rgb(colour))
-    weights = np.linspace(0.45, 1.0, count) if count > 1 else np.array([1.0])
+    weights = np.linspace(0.45, 1.0, count) if count > 1 else np.ones(count)
     return [to_hex(tuple(1 - w * (1 - base))) for w in weights]
 
 
@@ -80,7 +83,7 @@ def draw_panels(
 
 def _draw_line(axes: Axes, line: Line, log: bool) -> None:
     values = np.atleast_2d(np.asarray(line.values, np.float64))
-    places = np.arange(values.shape[1]) if line.x is None else np.asarray(line.x, np.float64)
+    places = np.asarray(line.x, np.float64)
     mean = values.mean(axis=0)
     axes.plot(places, mean, color=line.colour, linewidth=1.8, solid_capstyle="round",
               linestyle=(0, (4, 2)) if line.dashed else "-",
@@ -161,7 +164,7 @@ def errors_by_epoch(
     """Training error (dashed) and test error by epoch, a panel per group, a line per net."""
     panels = []
     for name, nets in groups.items():
-        colours = shades(PLAIN if name.startswith("plain") else RESIDUAL, len(nets))
+        colours = shades(colour_of(name), len(nets))
         lines = []
         for colour, (label, runs) in zip(colours, nets.items(), strict=True):
             epochs = [m.epoch for m in runs[0].history]
@@ -194,8 +197,6 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
 
 
-def colour_of(label: str, number: int = 0) -> str:
-    """Of a net: plain ones are blue, residual ones red, further ones in the order of SERIES."""
-    if label.startswith("plain"):
-        return PLAIN
-    return RESIDUAL if number == 0 else (*SERIES, NEUTRAL)[number % (len(SERIES) + 1)]
+def colour_of(label: str) -> str:
+    """Of a net or a group of nets: plain ones are blue, residual ones red."""
+    return PLAIN if label.startswith("plain") else RESIDUAL

@@ -124,14 +124,10 @@ def describe(result: Responses) -> Report:
 
 
 def _draw(result: Responses, path: Path) -> None:
-    groups = {PLAIN: [], RESIDUAL: []}  # type: dict[str, list[Row]]
-    for row in result.rows:
-        groups[PLAIN if row.net.startswith("plain") else RESIDUAL].append(row)
-    colours = {
-        row.net: shade
-        for colour, rows in groups.items() if rows
-        for row, shade in zip(rows, pictures.shades(colour, len(rows)), strict=True)
-    }  # fmt: skip
+    colours: dict[str, str] = {}
+    for colour in (PLAIN, RESIDUAL):
+        nets = [row.net for row in result.rows if pictures.colour_of(row.net) == colour]
+        colours |= dict(zip(nets, pictures.shades(colour, len(nets)), strict=True))
     subtitle = f"after batch norm, before ReLU or addition; {result.images} test images"
     title = "Standard deviation of the responses of 3x3 layers"
     with canvas(10.4, 4.2, title, subtitle, path) as figure:
