@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from minires.cli.console import clock, duration, errors, facts, output
 from minires.cli.profiling import StepProfiler
+from minires.kernels.cpu.compiling import announced
 from minires.models import count_parameters
 from minires.training import EpochMetrics, Run, epoch_header, epoch_line
 from minires.training import Progress as Step
@@ -30,7 +32,8 @@ def train_with_display(run: Run, profile: bool = False) -> None:
             _train_with_moving_line(console, run, profiler)
         else:
             epochs = run.trainer.epochs
-            run.train(lambda metrics: print(epoch_line(metrics, epochs), flush=True), profiler)
+            with announced(_tell_once()):
+                run.train(lambda metrics: print(epoch_line(metrics, epochs), flush=True), profiler)
     except KeyboardInterrupt:
         done, folder = run.trainer.epoch, _folder(run)
         errors().print(
@@ -76,8 +79,24 @@ def _train_with_moving_line(console: Console, run: Run, also: StepProfiler | Non
     def on_epoch(metrics: EpochMetrics) -> None:
         console.print(epoch_line(metrics, trainer.epochs), soft_wrap=True)
 
-    with progress:
+    def on_compiled(count: int, seconds: float) -> None:
+        text = f"compiling kernels for this machine, once: {count} in {seconds:.0f} s"
+        progress.update(line, numbers=text)
+
+    with progress, announced(on_compiled):
         run.train(on_epoch, on_step)
+
+
+def _tell_once() -> Callable[[int, float], None]:
+    """For `announced`, where no line can move: one line on stderr."""
+    told: list[int] = []
+
+    def on_compiled(count: int, seconds: float) -> None:
+        if not told:
+            errors().print("compiling kernels for this machine, once: about a minute")
+        told.append(count)
+
+    return on_compiled
 
 
 def _show_start(console: Console, run: Run) -> None:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 VARIABLE = "MINIRES_THREADS"
 
 _count: int | None = None
 _shared = False  # whether our own parallel kernels are in use
+_waiting: list[Callable[[], None]] = []
 
 
 def available_cores() -> int:
@@ -59,6 +61,20 @@ def use_own_threads() -> None:
         # Read by the OpenMP runtime when it is loaded, with the first parallel function.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _apply()
+        while _waiting:
+            _waiting.pop()()
+
+
+def at_first_kernel(call: Callable[[], None]) -> Callable[[], None]:
+    """Call something when the first parallel kernel of ours is loaded, or now if one is.
+
+    Returns what calls it off.
+    """
+    if _shared:
+        call()
+    else:
+        _waiting.append(call)
+    return lambda: _waiting.remove(call) if call in _waiting else None
 
 
 def _checked(count: int, source: str) -> int:

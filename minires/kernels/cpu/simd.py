@@ -17,24 +17,26 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 
-def _host_vector_bytes() -> int:
-    """The width of the host's vector registers; 16 bytes is what every 64-bit machine has."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
+def _vector_bytes() -> int:
+    """The width of the vector registers of the processor that Numba compiles for: the host, unless
+    NUMBA_CPU_FEATURES says otherwise. 16 bytes is what every 64-bit machine has."""
+    text = config.CPU_FEATURES
+    features = set((get_host_cpu_features() if text is None else text).split(","))
+    if "+avx512f" in features:
         return 64
-    return 32 if features.get("avx") else 16
+    return 32 if "+avx" in features else 16
 
 
-VECTOR_BYTES = _host_vector_bytes()
+VECTOR_BYTES = _vector_bytes()
 
 
 def lanes(dtype: Any) -> int:
