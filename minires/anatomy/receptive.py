@@ -129,10 +129,10 @@ def _field(maps: Tensor, layer: str, unit: Pair) -> ReceptiveField:
     while heap:  # newest first: all uses of a map are known before what it was made from
         _, node = heapq.heappop(heap)
         ends = reached.pop(id(node))
-        for edge, (shape, _) in zip(node.edges or (), node.inputs, strict=True):
-            if edge is None:
+        for edge, known in zip(node.edges or (), node.inputs, strict=True):
+            if edge is None or known is None:  # a constant
                 continue
-            before = _before(node, ends, shape)
+            before = _before(node, ends, known[0])
             if not all(reach.inside for reach in before):  # it reads nothing but padding
                 before = tuple(Reach((), reach.low, reach.high) for reach in before)
             if isinstance(edge, Tensor):
