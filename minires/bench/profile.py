@@ -35,7 +35,7 @@ from minires.bench.profile_table import Row, table_text
 from minires.bench.trace import write_trace
 from minires.files import StrPath
 from minires.kernels import Kernel, Operation, layout, registry
-from minires.nn import BatchNorm2d, Module
+from minires.nn import Module
 from minires.optim import Optimizer
 
 LEAVES = ("kernel", "operation", "layout", "update")
@@ -128,7 +128,6 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
         self._watch = _Watch(threading.get_ident())
         for owner, name, wrap in (
             (Module, "__call__", self._module),
-            (BatchNorm2d, "relu", self._module),
             (Function, "__call__", self._function),
             (Function, "differentiate", self._differentiate),
             (_Pending, "add", self._add),
