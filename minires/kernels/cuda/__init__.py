@@ -3,8 +3,8 @@
 They are listed here and imported when one of them is first called: importing minires imports no
 CuPy. CuPy arrays come here by themselves (`registry.backend_of`). NumPy arrays may be given to the
 functions of `conv`, `norm` and the others inside `with emulate.device():`, which runs the same
-sources on the CPU. What the operations do not cover: `norm.normalise_add_relu`,
-`softmax.cross_entropy`, `sgd.FusedSGD`, `elementwise.cast`.
+sources on the CPU. What the operations do not cover: `softmax.cross_entropy`, `sgd.FusedSGD`,
+`elementwise.cast`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minires.kernels import operations  # what the kernels below are registered for
+from minires.kernels.condition import never
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.registry import Condition, register
 
@@ -41,14 +42,57 @@ def _add(
     only: Condition | None = None,
     worth: Condition | None = None,
     dtypes: tuple[str, ...] = FLOATS,
+    exact: bool = True,
 ) -> None:
-    add = register(operation, backend="cuda", name=name, only=only, worth=worth, dtypes=dtypes)
+    add = register(
+        operation, backend="cuda", name=name, only=only, worth=worth, dtypes=dtypes, exact=exact
+    )
     add(_late(module, function or operation, summary))
 
 
 def _few_groups(g: ConvGeometry) -> bool:
     """Groups of 8 channels and more: a product's pieces are not mostly empty."""
     return g.groups == 1 or min(g.C, g.O) >= 8 * g.groups
+
+
+def _winograd(g: ConvGeometry) -> bool:
+    """3x3, stride 1, no dilation, no groups, padding up to 2."""
+    return (
+        g.kernel == (3, 3)
+        and g.stride == g.dilation == (1, 1)
+        and g.groups == 1
+        and max(g.padding) <= 2
+    )
+
+
+def _inputs(chunk: int) -> Condition:
+    """Input channels of a group in whole chunks."""
+
+    def only(g: ConvGeometry) -> bool:
+        return g.C // g.groups % chunk == 0
+
+    only.__doc__ = f"C / groups a multiple of {chunk}"
+    return only
+
+
+def _outputs(chunk: int) -> Condition:
+    """Output channels of a group in whole chunks."""
+
+    def only(g: ConvGeometry) -> bool:
+        return g.O // g.groups % chunk == 0
+
+    only.__doc__ = f"O / groups a multiple of {chunk}"
+    return only
+
+
+def _both(chunk: int) -> Condition:
+    """Channels of a group in whole chunks, on both sides."""
+
+    def only(g: ConvGeometry) -> bool:
+        return _inputs(chunk)(g) and _outputs(chunk)(g)
+
+    only.__doc__ = f"C / groups and O / groups multiples of {chunk}"
+    return only
 
 
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
@@ -58,12 +102,31 @@ for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
         ("implicit", _few_groups, "A product in registers whose columns are never written."),
     ):
         _add(_pass, _name, "conv", _summary, function=f"{_name}_{_pass}", worth=_worth)
+# A chunk of 16 bytes must not reach over two taps, so what is read has channels in whole chunks.
+for _pass, _even in (
+    ("conv2d", _inputs), ("conv2d_grad_input", _outputs), ("conv2d_grad_weight", _both),
+):  # fmt: skip
+    _add(
+        _pass, "tensor", "tensor", "Tensor cores: 16-bit factors, float32 sums.",
+        function=f"tensor_{_pass}", only=_even(8), worth=_few_groups, dtypes=FLOATS[2:],
+    )  # fmt: skip
+    _add(
+        _pass, "tf32", "tensor", "Tensor cores: factors rounded to 10 bits; only when named.",
+        function=f"tensor_{_pass}", only=_even(4), worth=never, dtypes=FLOATS[:1], exact=False,
+    )  # fmt: skip
+for _tile, _name in ((2, "winograd2"), (4, "winograd4")):
+    for _pass in ("conv2d", "conv2d_grad_input"):
+        _add(
+            _pass, _name, "winograd", f"Winograd F({_tile}x{_tile}, 3x3); only when named.",
+            function=f"{_name}_{_pass}", only=_winograd, worth=never, dtypes=FLOATS[:2],
+            exact=False,
+        )  # fmt: skip
 _add("linear", "implicit", "conv", "A 1x1 convolution in registers.")
-for _name in ("batch_norm", "batch_norm_relu"):
+for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     _add(f"{_name}_train", "fused", "norm", "Statistics in one pass, the rest in another.")
     _add(f"{_name}_grad", "fused", "norm", "Sums in one pass, the gradient in another.")
 _add("batch_norm_eval", "fused", "norm", "One pass.")
-for _name in ("relu", "relu_grad", "add_relu"):
+for _name in ("relu", "relu_grad", "add", "add_relu"):
     _add(_name, "packed", "elementwise", "One pass, 16 bytes at a time.")
 for _name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
     _add(_name, "packed", "pool", "A thread per output, 16 bytes of channels at a time.")

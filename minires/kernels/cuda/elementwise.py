@@ -1,4 +1,4 @@
-"""ReLU, its gradient, the residual join, casts. The mathematics: src/elementwise.cu, cast.cu."""
+"""Sums, ReLU and its gradient, joins, casts. The mathematics: src/elementwise.cu, cast.cu."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def relu(x: Any) -> Any:
 def relu_grad(gy: Any, y: Any) -> Any:
     """gy where y > 0, else 0."""
     return _apply("relu_grad", gy, y)
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b, of equal shapes: two gradients that meet."""
+    return _apply("add", a, b)
 
 
 def add_relu(a: Any, b: Any) -> Any:

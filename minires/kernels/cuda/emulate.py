@@ -1,12 +1,14 @@
 """CUDA kernels on the CPU: the same sources, compiled by a C++ compiler behind a small header.
 
+    from minires.kernels.cuda import elementwise, emulate
+
     with emulate.device():
-        y = minires.kernels.cuda.elementwise.relu(x)     # x: a NumPy array
+        y = elementwise.relu(x)     # x: a NumPy array
 
 Every launch copies its arrays into buffers with guard zones on both sides, filled with bytes 0xff:
 NaN as any float, -1 as any integer. What reads out of range reads NaN, and what writes there is an
 error that names the argument. Launches run their threads upwards and downwards in turn, so that a
-missing barrier shows. It serves for tests and for learning, at some 10 million operations a second.
+missing barrier shows. It serves for tests and for learning; it is not fast.
 """
 
 from __future__ import annotations

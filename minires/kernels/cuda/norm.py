@@ -1,12 +1,12 @@
 """Batch normalisation: statistics in one pass, the rest fused. The mathematics: src/norm.cu.
 
-Beside the operations' own signatures, `normalise_add_relu` does what stands at the end of a
-residual block in one read and one write. Statistics and parameters are float32 for 16-bit images.
+Statistics and parameters are float32 for 16-bit images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def batch_norm_relu_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[An
 def normalise_add_relu(
     x: Any, gamma: Any, beta: Any, eps: float, residual: Any = None, relu: bool = True
 ) -> tuple[Any, Any, Any, Any]:
-    """max(batch norm of x + residual, 0) with its mean, variance and inverse deviation."""
+    """Batch norm, + residual, then max(., 0) if `relu`; and mean, variance, inverse deviation."""
     r = _Rows(x) if residual is None else _Rows(x, residual)
     flat, other = r.given[0], r.given[1] if residual is not None else None
     parts, centre = r.parts(), r.vector()
@@ -137,23 +137,55 @@ def batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: flo
     return r.result()
 
 
+def batch_norm_add_relu_train(
+    x: Any, r: Any, gamma: Any, beta: Any, eps: float
+) -> tuple[Any, Any, Any, Any]:
+    """max(batch norm of x + r, 0), in the same pass: the end of a residual block."""
+    return normalise_add_relu(x, gamma, beta, eps, r)
+
+
 def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
     """The three gradients of the training-mode batch norm: gy and x are read twice."""
-    return _grad(_Rows(gy, x), gamma, mean, inv_std)
+    gx, _, ggamma, gbeta = _grad(Behind.NOTHING, (gy, x), gamma, None, mean, inv_std)
+    return gx, ggamma, gbeta
 
 
 def batch_norm_relu_grad(
-    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any
 ) -> tuple[Any, Any, Any]:
-    """The gradients of both: the ReLU's mask is read off its output y, in the same passes."""
-    return _grad(_Rows(gy, x, y), gamma, mean, inv_std)
+    """The gradients of both, in the same passes: the ReLU's mask is computed again from x."""
+    gx, _, ggamma, gbeta = _grad(Behind.RELU_AGAIN, (gy, x), gamma, beta, mean, inv_std)
+    return gx, ggamma, gbeta
 
 
-def _grad(r: _Rows, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
-    images = (*r.given, None)[:3]
+def batch_norm_add_relu_grad(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The gradients of the join, of what was added too; the ReLU's mask is read off its output."""
+    return _grad(Behind.RELU_READ, (gy, x, y), gamma, None, mean, inv_std)
+
+
+class Behind(IntEnum):
+    """What is behind the batch norm, as src/norm.cu numbers it."""
+
+    NOTHING = 0
+    RELU_READ = 1
+    RELU_AGAIN = 2
+
+
+def _grad(
+    behind: Behind, images: tuple[Any, ...], gamma: Any, beta: Any, mean: Any, inv_std: Any
+) -> tuple[Any, Any, Any, Any]:
+    """(gx, gresidual, ggamma, gbeta); no gresidual unless a join's output is given."""
+    r = _Rows(*images)
     parts, ggamma, gbeta = r.parts(), r.vector(), r.vector()
-    scale, mean, inv_std = r.contiguous(gamma), r.contiguous(mean), r.contiguous(inv_std)
-    r.over_rows("grad_sums", *images, mean, inv_std, parts)
+    given = (
+        *(*r.given, None)[:3], np.int32(behind),
+        *(r.contiguous(v) for v in (gamma, beta, mean, inv_std)),
+    )  # fmt: skip
+    gresidual = r.xp.empty_like(r.y) if behind is Behind.RELU_READ else None
+    r.over_rows("grad_sums", *given, parts)
     r.per_channel("finish_grad_sums", parts, np.int32(r.plan.parts), np.int32(r.C), ggamma, gbeta)
-    r.over_rows("grad_input", *images, scale, mean, inv_std, ggamma, gbeta, r.y)
-    return r.result(), ggamma, gbeta
+    r.over_rows("grad_input", *given, ggamma, gbeta, r.y, gresidual)
+    joined = None if gresidual is None else from_rows(gresidual, r.shape)
+    return r.result(), joined, ggamma, gbeta

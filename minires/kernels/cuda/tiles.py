@@ -32,6 +32,48 @@ TILES = (Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(128, 32, 4, 4), Tile(12
 """From wide to narrow: a CIFAR net's 16, 32 and 64 channels fill a piece each."""
 
 
+@dataclass(frozen=True)
+class WarpTile:
+    """A block makes BM x BN numbers, a warp WM x WN of them; STAGES steps are copied ahead."""
+
+    BM: int
+    BN: int
+    WM: int
+    WN: int
+    STAGES: int = 4
+
+    @property
+    def threads(self) -> int:
+        return (self.BM // self.WM) * (self.BN // self.WN) * 32
+
+    @property
+    def definitions(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("BM", "BN", "WM", "WN", "STAGES")}
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory: 64 of each row, for every stage."""
+        return self.STAGES * (self.BM + self.BN) * 64
+
+
+WARP_TILES = (WarpTile(128, 128, 64, 32), WarpTile(128, 64, 32, 32), WarpTile(128, 32, 32, 16),
+              WarpTile(128, 16, 16, 16))  # fmt: skip
+
+
+def warp_tile(columns: int) -> WarpTile:
+    """The tile for a product on tensor cores with this many columns."""
+    return next((t for t in reversed(WARP_TILES) if columns <= t.BN), WARP_TILES[0])
+
+
+WEIGHT_WARP_TILES = (WarpTile(128, 128, 64, 32), WarpTile(64, 128, 32, 32),
+                     WarpTile(32, 128, 16, 32), WarpTile(16, 128, 16, 16))  # fmt: skip
+
+
+def weight_warp_tile(rows: int) -> WarpTile:
+    """The tile for a weight gradient on tensor cores with this many output channels."""
+    return next((t for t in reversed(WEIGHT_WARP_TILES) if rows <= t.BM), WEIGHT_WARP_TILES[0])
+
+
 def tile_for(columns: int, itemsize: int) -> Tile:
     """The tile for a product with this many columns; float64 takes twice the registers."""
     usable = TILES[1:] if itemsize == 8 else TILES

@@ -14,6 +14,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#if defined(__x86_64__) && !defined(MINIRES_UCONTEXT)
+#define SHIM_OWN_SWITCH 1  // some nanoseconds; the system's swapcontext takes a system call
+#else
+#include <ucontext.h>
+#endif
+
 #define MINIRES_ON_CPU 1
 #define __global__
 #define __device__
@@ -83,7 +89,7 @@ static void* body_arguments;
 extern "C" char __start_block_shared[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_block_shared[] __attribute__((weak, visibility("hidden")));
 
-#if defined(__x86_64__)
+#ifdef SHIM_OWN_SWITCH
 // Saves what a call must preserve, changes stacks, and returns on the other one.
 extern "C" void shim_switch(void** save, void* load);
 asm(R"(
@@ -118,7 +124,6 @@ inline void prepare(Fiber& f, char* stack) {
 inline void enter(Fiber& f) { shim_switch(&scheduler_stack, f.stack_pointer); }
 inline void leave(Fiber& f) { shim_switch(&f.stack_pointer, scheduler_stack); }
 #else
-#include <ucontext.h>
 static ucontext_t scheduler_context, contexts[MAX_THREADS];
 static void start_fiber();
 inline void prepare(Fiber& f, char* stack) {

@@ -2,6 +2,7 @@
 //
 //     relu       y  = max(x, 0)                 NaN stays NaN
 //     relu_grad  gx = gy where y > 0, else 0
+//     add        y  = a + b                     two gradients that meet
 //     add_relu   y  = max(a + b, 0)             the end of a residual block
 //
 // Bound by memory: each element is read and written once. A thread moves 16 bytes at a time, in a
@@ -14,6 +15,9 @@ struct Relu {
 };
 struct ReluGrad {
     __device__ static Sum<T> apply(Sum<T> gy, Sum<T> y) { return y > 0 ? gy : 0; }
+};
+struct Add {
+    __device__ static Sum<T> apply(Sum<T> a, Sum<T> b) { return a + b; }
 };
 struct AddRelu {
     __device__ static Sum<T> apply(Sum<T> a, Sum<T> b) { return Relu::apply(a + b, 0); }
@@ -48,6 +52,12 @@ extern "C" __global__ void __launch_bounds__(256)
 relu_grad(const T* __restrict__ gy, const T* __restrict__ y, T* __restrict__ gx, long long size,
           long long packs) {
     over_all<ReluGrad>(gy, y, gx, size, packs);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+add(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ y, long long size,
+    long long packs) {
+    over_all<Add>(a, b, y, size, packs);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -175,33 +175,49 @@ normalise(const T* __restrict__ x, const T* __restrict__ origin, const A* __rest
     }
 }
 
-// parts: (parts, 2, C), sums of dy and of dy * xhat. y is null, or the output of a ReLU behind the
-// batch norm, whose mask it gives: dy = gy where y > 0.
+// What is behind the batch norm, of which gy is the upstream gradient: dy is gy where the ReLU's
+// output is above 0. That is read, y, or computed again from x: gamma * xhat + beta.
+enum Behind { NOTHING = 0, RELU_READ = 1, RELU_AGAIN = 2 };
+
+__device__ __forceinline__ A masked(A gy, A x_centred, A scale, A shift, A y, int behind) {
+    if (behind == NOTHING) return gy;
+    return (behind == RELU_READ ? y : x_centred * scale + shift) > 0 ? gy : A(0);
+}
+
+// parts: (parts, 2, C), sums of dy and of dy * xhat.
 extern "C" __global__ void __launch_bounds__(256)
-grad_sums(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y,
-          const A* __restrict__ mean, const A* __restrict__ inv_std, A* __restrict__ parts,
-          long long rows, long long rows_per_part, int C) {
+grad_sums(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y, int behind,
+          const A* __restrict__ gamma, const A* __restrict__ beta, const A* __restrict__ mean,
+          const A* __restrict__ inv_std, A* __restrict__ parts, long long rows,
+          long long rows_per_part, int C) {
     __shared__ A betas[256 * V], gammas[256 * V];
     Place p = place(rows, rows_per_part, C);
-    A beta[V] = {}, gamma[V] = {};
+    A by_beta[V] = {}, by_gamma[V] = {};
     if (p.inside) {
-        A middle[V], inv[V];
+        A middle[V], inv[V], scale[V], shift[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) middle[v] = mean[p.channel + v], inv[v] = inv_std[p.channel + v];
+        for (int v = 0; v < V; ++v) {
+            int c = p.channel + v;
+            middle[v] = mean[c];
+            inv[v] = inv_std[c];
+            scale[v] = gamma ? gamma[c] * inv[v] : inv[v];
+            shift[v] = beta ? beta[c] : A(0);
+        }
         for (long long r = p.first; r < p.last; r += p.step) {
             long long i = r * C + p.channel;
-            Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), ys;
-            if (y) ys = load<V>(y + i);
+            Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), ys = xs;
+            if (behind == RELU_READ) ys = load<V>(y + i);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-                A d = y && !(wide(ys.at[v]) > 0) ? A(0) : wide(dy.at[v]);
-                beta[v] += d;
-                gamma[v] += d * ((wide(xs.at[v]) - middle[v]) * inv[v]);
+                A centred = wide(xs.at[v]) - middle[v];
+                A d = masked(wide(dy.at[v]), centred, scale[v], shift[v], wide(ys.at[v]), behind);
+                by_beta[v] += d;
+                by_gamma[v] += d * (centred * inv[v]);
             }
         }
     }
     int at = (threadIdx.y * blockDim.x + threadIdx.x) * V;
-    for (int v = 0; v < V; ++v) betas[at + v] = beta[v], gammas[at + v] = gamma[v];
+    for (int v = 0; v < V; ++v) betas[at + v] = by_beta[v], gammas[at + v] = by_gamma[v];
     for (int half = blockDim.y / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.y < half)
@@ -237,32 +253,36 @@ finish_grad_sums(const A* __restrict__ parts, int part_count, int C, A* __restri
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-grad_input(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y,
-           const A* __restrict__ gamma, const A* __restrict__ mean, const A* __restrict__ inv_std,
-           const A* __restrict__ ggamma, const A* __restrict__ gbeta, T* __restrict__ gx,
+grad_input(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y, int behind,
+           const A* __restrict__ gamma, const A* __restrict__ beta, const A* __restrict__ mean,
+           const A* __restrict__ inv_std, const A* __restrict__ ggamma,
+           const A* __restrict__ gbeta, T* __restrict__ gx, T* __restrict__ gresidual,
            long long rows, long long rows_per_part, int C) {
+    // gresidual: null, or where dy goes: the gradient of what was added before the ReLU.
     Place p = place(rows, rows_per_part, C);
     if (!p.inside) return;
-    A middle[V], inv[V], scale[V], by_mean[V], by_length[V];
+    A middle[V], scale[V], shift[V], by_mean[V], by_length[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
         int c = p.channel + v;
         middle[v] = mean[c];
-        inv[v] = inv_std[c];
         scale[v] = gamma ? gamma[c] * inv_std[c] : inv_std[c];
+        shift[v] = beta ? beta[c] : A(0);
         by_mean[v] = gbeta[c] / A(rows);
-        by_length[v] = ggamma[c] / A(rows);
+        by_length[v] = ggamma[c] / A(rows) * inv_std[c];
     }
     for (long long r = p.first; r < p.last; r += p.step) {
         long long i = r * C + p.channel;
-        Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), ys, result;
-        if (y) ys = load<V>(y + i);
+        Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), ys = xs, result;
+        if (behind == RELU_READ) ys = load<V>(y + i);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-            A d = y && !(wide(ys.at[v]) > 0) ? A(0) : wide(dy.at[v]);
-            A xhat = (wide(xs.at[v]) - middle[v]) * inv[v];
-            narrow(result.at[v], scale[v] * (d - by_mean[v] - xhat * by_length[v]));
+            A centred = wide(xs.at[v]) - middle[v];
+            A d = masked(wide(dy.at[v]), centred, scale[v], shift[v], wide(ys.at[v]), behind);
+            narrow(dy.at[v], d);
+            narrow(result.at[v], scale[v] * (d - by_mean[v] - centred * by_length[v]));
         }
         store<V>(gx + i, result);
+        if (gresidual) store<V>(gresidual + i, dy);
     }
 }

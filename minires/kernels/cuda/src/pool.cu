@@ -54,7 +54,7 @@ max_pool(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ indices, 
         int places[V];
 #pragma unroll
         for (int k = 0; k < V; ++k) {
-            best[k] = -INFINITY;
+            best[k] = -infinity();
             places[k] = first_u * KW + first_v;
         }
         for (int u = 0; u < KH; ++u)

@@ -26,7 +26,7 @@ struct Row {
 };
 
 __device__ __forceinline__ Row log_sum_exp(const T* x, int K, int lane) {
-    A maximum = -INFINITY, sum = 0;
+    A maximum = -infinity(), sum = 0;
     for (int k = lane; k < K; k += 32) {
         A value = wide(x[k]);
         if (value > maximum) {
@@ -88,6 +88,6 @@ cross_entropy(const T* __restrict__ x, const long long* __restrict__ labels, lon
             narrow(gx[r * K + k], kept ? exp(y) - q : A(0));
         }
         sum = warp_sum(sum);
-        if (lane == 0) losses[r] = !kept ? A(0) : known ? -sum : A(NAN);
+        if (lane == 0) losses[r] = !kept ? A(0) : known ? -sum : A(not_a_number());
     }
 }

@@ -86,6 +86,10 @@ __device__ __forceinline__ void store(E* p, const Some<E, V>& values) {
     *reinterpret_cast<Some<E, V>*>(p) = values;
 }
 
+// NVRTC has no math.h, and so no INFINITY and no NAN.
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
+
 // Rounding up.
 __host__ __device__ constexpr long long ceil_div(long long a, long long b) {
     return (a + b - 1) / b;
