@@ -96,7 +96,7 @@ class Guards:
     def allocations(self) -> Iterator[None]:
         """Inside the block, arrays from `np.empty`, `np.zeros` and their like have guard zones.
 
-        Nothing may be compiled inside: Numba knows these functions by identity.
+        Only there: while Numba compiles, NumPy's own are back, which it knows by identity.
         """
 
         def creator(value: int | None) -> Callable[..., Array]:
@@ -126,13 +126,42 @@ class Guards:
         ) -> Array:  # fmt: skip
             return _filled(self._make_like(prototype, dtype, order, shape), fill_value)
 
-        with mock.patch.multiple(
+        patch = mock.patch.multiple(
             np,
             empty=creator(None), zeros=creator(0), ones=creator(1), full=full,
             empty_like=creator_like(None), zeros_like=creator_like(0), ones_like=creator_like(1),
             full_like=full_like,
-        ):  # fmt: skip
+        )  # fmt: skip
+        with _undone_while_compiling(patch), patch:
             yield
+
+
+@contextmanager
+def _undone_while_compiling(patch: Any) -> Iterator[None]:
+    """Inside the block, the patch is taken back whenever Numba compiles something."""
+    from numba.core import event
+    from numba.core.registry import cpu_target
+
+    # What Numba knows of NumPy's functions it looks up once: now, not under the patch.
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    compiling = 0
+
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            nonlocal compiling
+            compiling += 1
+            if compiling == 1:
+                patch.__exit__(None, None, None)
+
+        def on_end(self, event: Any) -> None:
+            nonlocal compiling
+            compiling -= 1
+            if compiling == 0:
+                patch.__enter__()
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
 
 
 def _filled(array: Array, value: Any) -> Array:

@@ -175,9 +175,7 @@ class Contract:
                     what = "an array of its own" if i == own else f"input {i}"
                     found.fail("outside read", f"read outside of {what}")
         except Exception as error:
-            # Numba's: something is compiled for the first time, with functions it does not know.
-            if not type(error).__module__.startswith("numba."):
-                return f"raised {type(error).__name__}: {error}"
+            return f"raised {type(error).__name__}: {error}"
         return ""
 
     def _poison(self, found: KernelCase, given: tuple[Any, ...], thorough: bool) -> None:
