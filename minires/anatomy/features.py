@@ -130,10 +130,13 @@ class Filters:
             f"{KH}x{KW} on {C} channel{'s' * (C != 1)}; grey is zero, each on its own scale.", path,
         ) as figure:  # fmt: skip
             grid = figure.subplots(rows, columns, squeeze=False).ravel()
-            for axes in grid:
+            for axes in grid[O:]:
                 axes.set_axis_off()
             for axes, image in zip(grid, self.images(), strict=False):
                 drawing.picture(axes, image, cmap="gray", vmin=0, vmax=1)
+                axes.set_axis_on()
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set(visible=True, color="#9a9a9a", linewidth=0.6)
         return figure
 
 
@@ -336,7 +339,7 @@ class Refinement:
 def refinement(
     model: Module, x: Any, stage: str = "layer1", channel: int | None = None
 ) -> Refinement:
-    """Follow one channel along the blocks of a stage (Chu et al., 2017, section 4).
+    """Follow one channel along the blocks of a stage (Chu et al., 2017).
 
     Within a stage every block adds to the same channels, so a channel means the same thing from
     the first block to the last and is made better on the way; a plain net starts anew each time.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from minires import nn
 from minires._names import unknown
+from minires.anatomy.text import aligned
 from minires.models import summary
 from minires.models.blocks import BasicBlock, Bottleneck
 
@@ -243,13 +244,11 @@ class BottleneckCost:
 
     def table(self) -> str:
         """The examples as text: parameters and multiply-adds."""
-        size = f"{self.size}x{self.size}"
-        lines = [f"{'block':<36}{'channels':>9}{'weights':>12}  multiply-adds at {size}"]
-        lines += [
-            f"{e.name:<36}{e.channels:>9}{e.total_weights:>12,}{e.total_multiply_adds:>22,}"
+        heading = "block", "channels", "weights", f"multiply-adds at {self.size}x{self.size}"
+        return aligned(heading, [
+            (e.name, str(e.channels), f"{e.total_weights:,}", f"{e.total_multiply_adds:,}")
             for e in self.examples
-        ]
-        return "\n".join(lines)
+        ])  # fmt: skip
 
     def plot(self, path: Any = None) -> Figure:
         """Cost by width, and the layers that make up the blocks of figure 5."""

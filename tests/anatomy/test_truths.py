@@ -113,7 +113,7 @@ def test_the_64_256_example_of_the_paper():
     assert bottleneck.weights == (256 * 64, 9 * 64 * 64, 64 * 256)
     assert bottleneck.total_weights == 17 * 64**2 == 69_632
     assert wide.total_weights == 288 * 64**2 == 1_179_648
-    # "The time complexity and model size are doubled" by a projection (section 3.3), nearly.
+    # "The time complexity and model size are doubled" by a projection (section 4.1), nearly.
     assert projected.total_weights == 69_632 + 256 * 256
     assert bottleneck.total_multiply_adds == 69_632 * 56 * 56
     np.testing.assert_array_equal(cost.basic, [18 * 16**2, 18 * 64**2])
