@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import restored_kernels
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(
@@ -79,8 +80,9 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks(page.read_text(encoding="utf-8")):
-        run(block, page.name, namespace)
+    with restored_kernels():
+        for block in blocks(page.read_text(encoding="utf-8")):
+            run(block, page.name, namespace)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
