@@ -103,11 +103,15 @@ def describe(result: Degradation) -> Report:
             + ".",
         ],
         found=found,
+        limits=[
+            "Deeper nets learn more slowly at first, residual ones too: in a short run a part of "
+            "a difference between depths may be that, and would close with more steps."
+        ],
         tables=[
             Table(
                 "errors",
                 "Errors in per cent at the end of training: mean and deviation over seeds",
-                ("net", "layers", "training error", "test error", "test error in the paper"),
+                ("net", "layers", "training error", "test error", "in the paper (CIFAR-10)"),
                 [(r.net, r.layers, r.train, r.test, published(r.net)) for r in rows],
             )
         ],

@@ -131,7 +131,7 @@ def describe(result: Depth) -> Report:
                 "depths",
                 "Errors in per cent at the end of training",
                 ("net", "layers", "parameters", "multiply-adds (M)", "training error",
-                 "held-out error", "test error", "in the paper"),
+                 "held-out error", "test error", "in the paper (CIFAR-10)"),
                 [(r.net, r.layers, r.parameters, r.multiply_adds / 1e6, r.train, r.validation,
                   r.test, published(r.net)) for r in result.rows],
             )

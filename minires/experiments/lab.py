@@ -226,12 +226,17 @@ class Lab:
         if not known:
             return []
         sets, found = self.sets, []
-        seen = min(run.images_seen for run in known)
+        seen, most = (pick(run.images_seen for run in known) for pick in (min, max))
         if seen < PAPER_STEPS * PAPER_BATCH:
             found.append(
                 f"The papers train for {PAPER_STEPS:,} steps of {PAPER_BATCH} images; here a net "
                 f"saw {PAPER_STEPS * PAPER_BATCH / seen:,.0f} times fewer images, so errors are "
                 "far from the papers' and what shows late in training is not seen."
+            )
+        if most > 1.1 * seen:
+            found.append(
+                f"The nets were not trained alike: they saw {seen:,} to {most:,} images, repeats "
+                "counted."
             )
         fewest = min(run.training_images for run in known)
         if sets.train.name != "cifar10":

@@ -60,6 +60,7 @@ def run(lab: Lab) -> Responses:
         for done in runs:
             trained = done.load()
             x, _ = look_batch(lab.sets.test, trained.normalization, IMAGES)
+            trained.model.train()  # statistics of this batch: a short run's averages lag behind
             found.append(responses(trained.model, x).std)
         std = np.array(found)
         rows.append(Row(plan.label, plan.layers, std, Spread.of(std.mean(axis=1))))
@@ -79,16 +80,16 @@ def describe(result: Responses) -> Report:
             ratio = row.mean_std.mean / twin.mean_std.mean
             found.append(
                 f"{row.net} responds {abs(100 - 100 * ratio):.0f} % {smaller} than {twin.net}"
-                + (", as in the paper." if gap.value < 0 else ", unlike in the paper.")
+                + _against_paper(gap)
             )
     residual = [row for row in result.rows if row.net.startswith("resnet")]
     if len(residual) > 1:
         shallow, deep = residual[0], residual[-1]
-        falls = deep.mean_std.mean < shallow.mean_std.mean
+        fall = Difference.between(deep.mean_std, shallow.mean_std)
         found.append(
             f"From {shallow.layers} to {deep.layers} layers the residual nets' responses go from "
-            f"{shallow.mean_std.text(2)} to {deep.mean_std.text(2)}: "
-            + ("smaller with depth, as in the paper." if falls else "not smaller with depth.")
+            f"{shallow.mean_std.text(2)} to {deep.mean_std.text(2)}"
+            + _against_paper(fall)
         )
     return Report(
         title="Responses: how strongly do layers answer?",
@@ -123,12 +124,19 @@ def describe(result: Responses) -> Report:
     )  # fmt: skip
 
 
+def _against_paper(difference: Difference) -> str:
+    """The end of a sentence about a difference that is below zero in the paper."""
+    if not difference.clear:
+        return "; with these seeds that may be chance."
+    return ", as in the paper." if difference.value < 0 else ", unlike in the paper."
+
+
 def _draw(result: Responses, path: Path) -> None:
     colours: dict[str, str] = {}
     for colour in (PLAIN, RESIDUAL):
         nets = [row.net for row in result.rows if pictures.colour_of(row.net) == colour]
         colours |= dict(zip(nets, pictures.shades(colour, len(nets)), strict=True))
-    subtitle = f"after batch norm, before ReLU or addition; {result.images} test images"
+    subtitle = f"after batch norm, before ReLU or addition; {result.images} test images, one batch"
     title = "Standard deviation of the responses of 3x3 layers"
     with canvas(10.4, 4.2, title, subtitle, path) as figure:
         by_layer, by_size = (

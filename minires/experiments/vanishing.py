@@ -23,6 +23,7 @@ from minires.experiments.statistics import Spread
 
 NETS = ("plain20", "plain56", "resnet20", "resnet56", "resnet110")
 QUICK = ("plain56", "resnet56")
+VANISHED, MANY = 0.1, 100.0  # ratios of gradients that a sentence calls so
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,17 @@ def describe(result: Vanishing) -> Report:
     found.append(
         "At no epoch does the gradient of a net vanish on its way to the first block: the smallest "
         f"ratio of first to last seen is {smallest:.2g}."
-        if smallest > 0.1
+        if smallest > VANISHED
         else "The gradient of some net shrinks on its way to the first block: the smallest ratio "
         f"of first to last seen is {smallest:.2g}."
     )
+    steepest = max(result.rows, key=lambda row: row.start.mean)
+    if steepest.start.mean > MANY:
+        factor = steepest.start.mean ** (1 / (steepest.norms.shape[-1] - 1))
+        found.append(
+            f"Before training it is the opposite in {steepest.net}: the gradient explodes on its "
+            f"way back, by a factor of {factor:.2f} per block."
+        )
     return Report(
         title="Vanishing: what is left of a gradient at the first layer?",
         question="A gradient that passes many layers is a product of many factors. Does it vanish, "
@@ -126,7 +134,8 @@ def describe(result: Vanishing) -> Report:
 
 
 def _times(spread: Spread) -> str:
-    return f"{spread.text(1 if spread.mean >= 1 else 2)} times"
+    digits = 0 if spread.mean >= MANY else 1 if spread.mean >= 1 else 2
+    return f"{spread.text(digits)} times"
 
 
 def _draw_chain(chain: truths.Vanishing, path: Path) -> None:

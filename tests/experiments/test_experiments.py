@@ -118,6 +118,7 @@ def test_responses_are_those_of_the_nets_it_kept(done):
         run = lab.train([Plan(row["net"])])[Plan(row["net"])][1]
         trained = run.load()
         x, _ = look_batch(lab.sets.test, trained.normalization, found["images"])
+        trained.model.train()
         np.testing.assert_allclose(row["std"][1], responses(trained.model, x).std, rtol=1e-6)
 
 
