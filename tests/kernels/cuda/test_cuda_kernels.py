@@ -60,7 +60,7 @@ def test_sixteen_bits(device: Any, kernel: Kernel, dtype: str) -> None:
     if dtype not in kernel.dtypes:
         pytest.skip(f"{kernel.name} takes no {dtype}")
     reference = reference_kernel(kernel.operation)
-    for case in cases(kernel, 4 if kernel.operation in PASSES else 2):
+    for case in cases(kernel, 12 if kernel.operation in PASSES else 2):
         if "large" not in case.text and "deviations" not in case.text:
             assert_conforms(device, kernel, reference, case, dtype)
 

@@ -13,7 +13,7 @@
 
 using A = Sum<T>;
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 direct_forward(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ y, GEOMETRY) {
     long long total = (long long)N * OH * OW * O, step = (long long)gridDim.x * blockDim.x;
     int CG = C / G, OG = O / G;
@@ -33,7 +33,7 @@ direct_forward(const T* __restrict__ x, const T* __restrict__ weight, T* __restr
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 direct_grad_input(const T* __restrict__ gy, const T* __restrict__ weight, T* __restrict__ gx,
                   GEOMETRY) {
     long long total = (long long)N * H * W * C, step = (long long)gridDim.x * blockDim.x;
@@ -59,7 +59,7 @@ direct_grad_input(const T* __restrict__ gy, const T* __restrict__ weight, T* __r
 }
 
 // parts (gridDim.y, O, KH, KW, C/G): the sums over parts of the pixels.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 direct_grad_weight(const T* __restrict__ x, const T* __restrict__ gy, A* __restrict__ parts,
                    long long pixels_per_part, GEOMETRY) {
     int CG = C / G, OG = O / G;

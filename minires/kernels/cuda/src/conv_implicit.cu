@@ -49,7 +49,7 @@ __device__ __forceinline__ void multiply(const Tiles& tiles, int half, int tm, i
 
 // source (N, ah.read, aw.read, G*S), weight (G*D, KH, KW, S), result (N, ah.made, aw.made, G*D).
 // grid: (pieces of pixels, pieces of D, G * residues)
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __restrict__ bias,
        T* __restrict__ result, int gradient, GEOMETRY) {
     __shared__ Tiles tiles;
@@ -164,7 +164,7 @@ gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __re
 
 // parts (splits, O, KH*KW*C/G): the sum over each part of the pixels; grid (pieces of O/G, pieces of
 // K, G * splits). Rows of the piece are output channels, columns are (u,v,c).
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 grad_weight(const T* __restrict__ x, const T* __restrict__ gy, A* __restrict__ parts,
             long long pixels_per_part, GEOMETRY) {
     __shared__ Tiles tiles;

@@ -54,7 +54,7 @@ __device__ __forceinline__ Place place(long long rows, long long rows_per_part, 
 }
 
 // parts: (parts, 2, C), the mean less x0 and the squared distance from it, of each part of the rows
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 moments(const T* __restrict__ x, A* __restrict__ parts, long long rows, long long rows_per_part,
         int C) {
     __shared__ A counts[256], means[256 * V], m2s[256 * V];
@@ -117,7 +117,7 @@ moments(const T* __restrict__ x, A* __restrict__ parts, long long rows, long lon
 }
 
 // Joins the parts, 8 threads a channel. centre: the mean less x0, which the normalising pass uses.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 finish_moments(const T* __restrict__ x, const A* __restrict__ parts, int part_count,
                long long rows, long long rows_per_part, int C, double eps, A* __restrict__ centre,
                A* __restrict__ mean, A* __restrict__ var, A* __restrict__ inv_std) {
@@ -144,7 +144,7 @@ finish_moments(const T* __restrict__ x, const A* __restrict__ parts, int part_co
 
 // y = gamma * ((x - origin) - centre) * inv + beta, + residual, then max(., 0) if relu is not 0.
 // Null pointers: origin 0, gamma 1, beta 0, residual 0. spread is inv, or the variance if eps >= 0.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 normalise(const T* __restrict__ x, const T* __restrict__ origin, const A* __restrict__ centre,
           const A* __restrict__ spread, double eps, const A* __restrict__ gamma,
           const A* __restrict__ beta, const T* __restrict__ residual, int relu,
@@ -185,7 +185,7 @@ __device__ __forceinline__ A masked(A gy, A x_centred, A scale, A shift, A y, in
 }
 
 // parts: (parts, 2, C), sums of dy and of dy * xhat.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 grad_sums(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y, int behind,
           const A* __restrict__ gamma, const A* __restrict__ beta, const A* __restrict__ mean,
           const A* __restrict__ inv_std, A* __restrict__ parts, long long rows,
@@ -233,7 +233,7 @@ grad_sums(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict
         }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 finish_grad_sums(const A* __restrict__ parts, int part_count, int C, A* __restrict__ ggamma,
                  A* __restrict__ gbeta) {
     __shared__ A betas[8][32], gammas[8][32];
@@ -252,7 +252,7 @@ finish_grad_sums(const A* __restrict__ parts, int part_count, int C, A* __restri
     ggamma[c] = gamma;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 grad_input(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y, int behind,
            const A* __restrict__ gamma, const A* __restrict__ beta, const A* __restrict__ mean,
            const A* __restrict__ inv_std, const A* __restrict__ ggamma,

@@ -42,7 +42,7 @@ __device__ __forceinline__ int counted(int i, int K, int stride, int padding, in
     return all ? K : min(start + K, size) - max(start, 0);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 max_pool(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ indices, WINDOWS) {
     int j, c;
     if (!own(OW, C, j, c)) return;
@@ -82,7 +82,7 @@ max_pool(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ indices, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 max_pool_grad(const T* __restrict__ gy, const int* __restrict__ indices, T* __restrict__ gx,
               WINDOWS) {
     int w, c;
@@ -111,7 +111,7 @@ max_pool_grad(const T* __restrict__ gy, const int* __restrict__ indices, T* __re
 }
 
 // The inputs at the places of the maxima: the adjoint of max_pool_grad.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 max_pool_take(const T* __restrict__ x, const int* __restrict__ indices, T* __restrict__ y, WINDOWS) {
     int j, c;
     if (!own(OW, C, j, c)) return;
@@ -130,7 +130,7 @@ max_pool_take(const T* __restrict__ x, const int* __restrict__ indices, T* __res
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 avg_pool(const T* __restrict__ x, T* __restrict__ y, WINDOWS) {
     int j, c;
     if (!own(OW, C, j, c)) return;
@@ -154,7 +154,7 @@ avg_pool(const T* __restrict__ x, T* __restrict__ y, WINDOWS) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 avg_pool_grad(const T* __restrict__ gy, T* __restrict__ gx, WINDOWS) {
     int w, c;
     if (!own(W, C, w, c)) return;
@@ -189,7 +189,7 @@ __device__ __forceinline__ int ends(int i, int size, int out) {
     return (unsigned(i + 1) * unsigned(size) + unsigned(out) - 1) / unsigned(out);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 adaptive_avg_pool(const T* __restrict__ x, T* __restrict__ y, int N, int C, int H, int W, int OH,
                   int OW) {
     int j, c;
@@ -214,7 +214,7 @@ adaptive_avg_pool(const T* __restrict__ x, T* __restrict__ y, int N, int C, int 
 }
 
 // The windows that hold h are a run: those from floor(h*OH/H) up to ceil((h+1)*OH/H).
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 adaptive_avg_pool_grad(const T* __restrict__ gy, T* __restrict__ gx, int N, int C, int H, int W,
                        int OH, int OW) {
     int w, c;

@@ -40,7 +40,7 @@ __device__ __forceinline__ void update(T* p, const T* g, T* v, long long i, cons
     store<V>(p + i, parameter);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 sgd(T* const* __restrict__ parameters, const T* const* __restrict__ gradients,
     T* const* __restrict__ buffers, const long long* __restrict__ sizes,
     const int* __restrict__ owner, const long long* __restrict__ start, long long chunk,

@@ -61,6 +61,9 @@ __device__ __forceinline__ void narrow(f16& y, float x) {
 #endif
 }
 
+// Kernels bound by memory say __launch_bounds__(256, 2): with no second number, the compiler may
+// spill a few registers to reach an occupancy that they do not need.
+
 // The elements of 16 bytes, which one instruction reads or writes.
 template <class E>
 constexpr int PACK = 16 / sizeof(E);
