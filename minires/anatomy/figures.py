@@ -39,7 +39,8 @@ def draw_joins(joins: Joins, path: Path = None) -> Figure:
             ):
                 values = np.array([getattr(join, name) for join in joins])
                 _line(axes, places, _positive(values), colour, label)
-            axes.set_yscale("log")
+        norms.set_yscale("log")
+        forward.set_ylim(bottom=0)
         whole = np.array([join.whole_norm for join in joins])
         norms.plot(places, whole, color=NEUTRAL, linewidth=1, linestyle=":", label="whole")
         for axes in (norms, forward):
