@@ -184,3 +184,34 @@ mr.kernels.register("relu_grad", name="times")(lambda gy, y: gy * (y > 0))
     assert status == 0, out
     assert {"relu", "relu_grad"} <= rows(out).keys()
     assert re.search(r"^times: finite differences of relu: right", out, re.MULTILINE)
+
+
+def test_the_walk_through_of_the_lab(call: Call, mine: Path) -> None:
+    """The kernel in docs/kernel_lab.md is wrong as it says, and right with the line it gives."""
+    text = (Path(__file__).parents[2] / "docs" / "kernel_lab.md").read_text()
+    program, correction = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
+    program = program.replace("parallel=True, ", "")  # which takes long to compile
+    mine.write_text(program)
+    status, out, _ = call("kernels", "check", mine)
+    assert status == 1
+    told = re.search(r"likely cause: .*", text)
+    assert told is not None
+    assert told[0] in out
+    wrong = " " * 24 + "h, w = i * sh + u, j * sw + v\n"
+    assert wrong in program
+    mine.write_text(program.replace(wrong, correction))
+    status, out, _ = call("kernels", "check", mine)
+    assert status == 0, out
+
+
+def test_the_shell_names_a_kernel_of_a_file(
+    call: Call, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = ["train", "--limit", 40, "--epochs", 1, "--batch-size", 20, "--kernels", mine]
+    monkeypatch.setenv("MINIRES_KERNELS", "conv2d=mien")
+    mr.kernels.operation("conv2d").forget()
+    status, _, err = call(*tiny, "--out", tmp_path / "run")
+    assert status == 1
+    assert "MINIRES_KERNELS: unknown conv2d kernel 'mien'. Did you mean 'mine'?" in err
+    monkeypatch.setenv("MINIRES_KERNELS", "conv2d=mine")
+    assert call(*tiny, "--out", tmp_path / "other")[0] == 0
