@@ -142,6 +142,12 @@ def _batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: fl
     return _batch_norm_forward(x, gamma, beta, mean, var, flops=2, statistics=0)
 
 
+@cost_of("normalise")
+def _normalise(x: Any, mean: Any, scale: Any, shift: Any, r: Any, relu: bool) -> Cost:
+    terms = sum(given is not None for given in (mean, scale, shift, r)) + relu
+    return Cost(terms * x.size, 2 * _bytes(x) + _bytes(mean, scale, shift, r))
+
+
 def _batch_norm_backward(flops: int, x: Any, *others: Any) -> Cost:
     written = x.size + 2 * x.shape[1]
     return Cost(flops * x.size, _bytes(x, *others) + written * x.dtype.itemsize)

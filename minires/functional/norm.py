@@ -241,13 +241,8 @@ def batch_norm_add_relu(
     shortcut: of the shape and dtype of x; raises ValueError or TypeError if it is not.
     """
     x, shortcut = as_tensor(x), as_tensor(shortcut)
-    floating("batch_norm_add_relu", x=x, shortcut=shortcut)
-    same_dtype("batch_norm_add_relu", x=x, shortcut=shortcut)
-    if shortcut.shape != x.shape:
-        raise ValueError(
-            f"batch_norm_add_relu: x has {shape_text(x.shape)} and the shortcut "
-            f"{shape_text(shortcut.shape)}; they are added, so they must agree"
-        )
+    floating("batch_norm_add_relu", x=x)
+    _like("batch_norm_add_relu", x, shortcut)
     return _batch_norm(
         x, running_mean, running_var, weight, bias, training, momentum, eps,
         fuse_relu=True, shortcut=shortcut,
@@ -307,10 +302,51 @@ def _batch_norm(
             _move(running_var, function.var, momentum, m / (m - 1))
         return y
     mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
+    if not is_grad_enabled() and type(x) is Tensor:
+        inv_std = (var + var.dtype.type(eps)) ** -0.5
+        scale = affine[0]._data * inv_std if affine else inv_std
+        shift = affine[1]._data if affine else None
+        r = None if shortcut is None else shortcut._data
+        return Tensor._wrap(ops.normalise(x._data, mean, scale, shift, r, fuse_relu))
     normalised: Tensor = BatchNormEval(mean, var, eps)(x, *affine)
     if shortcut is not None:
         return add_relu(normalised, shortcut)
     return relu(normalised) if fuse_relu else normalised
+
+
+def bias_relu(
+    x: Any, bias: Tensor | None = None, shortcut: Tensor | None = None, rectify: bool = True
+) -> Tensor:
+    """relu(x + bias + shortcut), or without the ReLU: in one pass where no gradient is wanted.
+
+    x: (N, C, H, W) or (N, C). bias: (C,). shortcut: as x. What is None is left out.
+    Raises ValueError for shapes that do not fit, TypeError for dtypes.
+    """
+    x = as_tensor(x)
+    floating("bias_relu", x=x)
+    given = {} if bias is None else {"bias": bias}
+    channels("bias_relu", x, **given)
+    same_dtype("bias_relu", x=x, **given)
+    if shortcut is not None:
+        _like("bias_relu", x, shortcut)
+    if not is_grad_enabled():
+        arrays = [None if t is None else t._data for t in (bias, shortcut)]
+        return Tensor._wrap(ops.normalise(x._data, None, None, *arrays, rectify))
+    if bias is not None:
+        x = x + _columns(bias, x.ndim)
+    if shortcut is not None:
+        return add_relu(x, shortcut) if rectify else x + shortcut
+    return relu(x) if rectify else x
+
+
+def _like(name: str, x: Tensor, shortcut: Tensor) -> None:
+    floating(name, shortcut=shortcut)
+    same_dtype(name, x=x, shortcut=shortcut)
+    if shortcut.shape != x.shape:
+        raise ValueError(
+            f"{name}: x has {shape_text(x.shape)} and the shortcut {shape_text(shortcut.shape)}; "
+            "they are added, so they must agree"
+        )
 
 
 def _move(running: Tensor, batch: Any, momentum: float, unbiased: float) -> None:

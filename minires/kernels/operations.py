@@ -44,6 +44,11 @@ batch_norm_add_relu_grad = define(
     "batch_norm_add_relu_grad",
     "batch_norm_add_relu_grad(gy, x, y, gamma or None, mean, inv_std) -> (gx, gr, ggamma, gbeta)",
 )
+# What inference needs, in one pass: a layer's fixed scale and shift, the shortcut, the ReLU.
+normalise = define(
+    "normalise",
+    "normalise(x, mean or None, scale or None, shift or None, r or None, relu) -> y",
+)
 
 relu = define("relu", "relu(x) -> y")
 relu_grad = define("relu_grad", "relu_grad(gy, y) -> gx")

@@ -152,7 +152,7 @@ class ResidualBlock(nn.Module):
             and kind.join is ResidualBlock.join
             and "branch" not in replaced
             and "join" not in replaced
-            and isinstance(self.last_norm, nn.BatchNorm2d)
+            and isinstance(self.last_norm, nn.BatchNorm2d | nn.FoldedNorm)
         )
 
     def extra_repr(self) -> str:

@@ -23,15 +23,40 @@ from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module
 
 
-class FoldedNorm(Module):
-    """Stands where a batch norm stood that now is part of the convolution before it."""
+class FoldedConv2d(Conv2d):
+    """A convolution whose bias is added by the `FoldedNorm` behind it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return F.conv2d(
+            x, self.weight, None, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class FoldedNorm(Module):
+    """Stands where a batch norm stood that now is part of the convolution before it.
+
+    What is left to do is to add the convolution's bias: with the ReLU, and the shortcut, that come
+    next.
+    """
+
+    def __init__(self, conv: FoldedConv2d | None = None) -> None:
+        super().__init__()
+        self.conv = [conv]  # in a list: the convolution stays where it was in the net
+
+    def _add(self, x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
+        conv = self.conv[0]
+        return F.bias_relu(x, None if conv is None else conv.bias, shortcut, rectify)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._add(x, None, rectify=False)
 
     def relu(self, x: Tensor) -> Tensor:
-        """relu(x): what is left of batch norm with a ReLU behind it."""
-        return F.relu(x)
+        """relu(self(x)) in one pass."""
+        return self._add(x, None, rectify=True)
+
+    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """relu(self(x) + shortcut) in one pass."""
+        return self._add(x, shortcut, rectify=True)
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """relu(x + shortcut): what is left of batch norm at the end of a residual block."""
@@ -61,12 +86,16 @@ def fold_batch_norm(conv: Conv2d, bn: BatchNorm2d) -> Conv2d:
             "fold_batch_norm: this batch norm keeps no running statistics (it always normalises by "
             "those of the batch), so it is no fixed scale and shift"
         )
+    return _merged(conv, bn, Conv2d)
+
+
+def _merged(conv: Conv2d, bn: BatchNorm2d, kind: type[Conv2d]) -> Any:
     mean, var = _double(bn.running_mean), _double(bn.running_var)
     gamma, beta = (1.0, 0.0) if bn.weight is None else (_double(bn.weight), _double(bn.bias))
     bias = 0.0 if conv.bias is None else _double(conv.bias)
     scale = gamma / (var + bn.eps) ** 0.5
     with init.skip_init():
-        folded = Conv2d(
+        folded = kind(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
             conv.dilation, conv.groups,
         )  # fmt: skip
@@ -107,9 +136,9 @@ def fold_batch_norms(model: Module, input_shape: Sequence[int] | None = None) ->
             "batch norm with running statistics, and nowhere else"
         )
     for conv, bn in pairs:
-        merged = fold_batch_norm(folded.get_submodule(conv), folded.get_submodule(bn))  # type: ignore[arg-type]
+        merged = _merged(folded.get_submodule(conv), folded.get_submodule(bn), FoldedConv2d)  # type: ignore[arg-type]
         _replace(folded, conv, merged)
-        _replace(folded, bn, FoldedNorm().eval())
+        _replace(folded, bn, FoldedNorm(merged).eval())
     return folded
 
 

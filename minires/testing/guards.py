@@ -26,6 +26,8 @@ from unittest import mock
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from minires.kernels import memory
+
 Array = np.ndarray
 
 ZONE = 1 << 14
@@ -57,10 +59,10 @@ class Guards:
     def broken(self) -> list[str]:
         """The arrays before or behind which something was written, such as `before x`."""
         found = []
-        for label, memory, start, size in self._kept:
-            if (memory[:start] != self.zone).any():
+        for label, whole, start, size in self._kept:
+            if (whole[:start] != self.zone).any():
                 found.append(f"before {label}")
-            if (memory[start + size :] != self.zone).any():
+            if (whole[start + size :] != self.zone).any():
                 found.append(f"behind {label}")
         return found
 
@@ -132,7 +134,8 @@ class Guards:
             empty_like=creator_like(None), zeros_like=creator_like(0), ones_like=creator_like(1),
             full_like=full_like,
         )  # fmt: skip
-        with _undone_while_compiling(patch), patch:
+        pooled = {"empty": creator(None), "zeros": creator(0), "empty_like": creator_like(None)}
+        with mock.patch.multiple(memory, **pooled), _undone_while_compiling(patch), patch:
             yield
 
 

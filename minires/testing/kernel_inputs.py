@@ -319,6 +319,19 @@ def batch_norm_eval_inputs(rng: Rng) -> Iterator[Arguments]:
         yield Arguments(f"{text}, not affine", (x, None, None, mean, var, 1e-3))
 
 
+@inputs_for("normalise")
+def normalise_inputs(rng: Rng) -> Iterator[Arguments]:
+    for shape in BATCHES:
+        C, text = shape[1], shape_text(shape)
+        x, r = rng.standard_normal(shape), rng.standard_normal(shape)
+        mean, scale, shift = (rng.standard_normal(C) for _ in range(3))
+        yield Arguments(text, (x, mean, scale, shift, None, False))
+        yield Arguments(f"{text}, with ReLU", (x, mean, scale, shift, None, True))
+        yield Arguments(f"{text}, bias and ReLU", (x, None, None, shift, None, True))
+        yield Arguments(f"{text}, bias, shortcut and ReLU", (x, None, None, shift, r, True))
+        yield Arguments(f"{text}, scale and shortcut", (x, None, scale, None, r, False))
+
+
 @inputs_for("batch_norm_grad")
 def batch_norm_grad_inputs(rng: Rng) -> Iterator[Arguments]:
     for shape in BATCHES:

@@ -99,6 +99,7 @@ def test_element_by_element():
         ("batch_norm_train", (x, row, row, 1e-5), 6 * n),
         ("batch_norm_relu_train", (x, row, row, 1e-5), 7 * n),
         ("batch_norm_eval", (x, row, row, row, row, 1e-5), 2 * n),
+        ("normalise", (x, None, None, row, x, True), 3 * n),
         ("batch_norm_grad", (x, x, row, row, row), 9 * n),
         ("batch_norm_add_relu_train", (x, x, row, row, 1e-5), 8 * n),
         ("batch_norm_relu_grad", (x, x, row, row, row, row), 10 * n),

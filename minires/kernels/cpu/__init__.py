@@ -104,6 +104,8 @@ for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):
         _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.")
+for _name in ("batch_norm_eval", "normalise"):
+    _add(_name, "simd", "norm", _rows, _many, "One pass over memory.")
 for _name in ("relu", "relu_grad", "add", "add_relu"):
     # bool: of a shape, "not 0-d"
     _add(_name, "simd", "elementwise", bool, _many, "One pass over memory, on all threads.")

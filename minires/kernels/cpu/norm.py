@@ -73,15 +73,16 @@ def _normalise(x, R, C, mean, scale, beta, relu, y, workers, L):
 
 
 @njit(cache=True, parallel=True)
-def _normalise_add(x, shortcut, R, C, mean, scale, beta, y, workers, L):
-    """y = max((x - mean) * scale + beta + shortcut, 0)."""
+def _normalise_add(x, shortcut, R, C, mean, scale, beta, relu, y, workers, L):
+    """y = (x - mean) * scale + beta + shortcut, and its positive part if `relu`."""
     for worker in prange(workers):
         for r in range(worker * R // workers, (worker + 1) * R // workers):
             for c in range(0, C, L):
                 at = r * C + c
                 d = load(x, at) - load(mean, c)
                 value = fmuladd(d, load(scale, c), load(beta, c))
-                store(y, at, positive(value + load(shortcut, at)))
+                value = value + load(shortcut, at)
+                store(y, at, positive(value) if relu else value)
 
 
 @njit(cache=True, parallel=True)
@@ -223,10 +224,31 @@ def batch_norm_add_relu_train(
     mean, var, inv_std, scale, offset = _statistics(flat, gamma, beta, eps)
     y = memory.empty_like(flat)
     _normalise_add(
-        flat.reshape(-1), rows(r).reshape(-1), *flat.shape, mean, scale, offset,
+        flat.reshape(-1), rows(r).reshape(-1), *flat.shape, mean, scale, offset, True,
         y.reshape(-1), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     return from_rows(y, x.shape), mean, var, inv_std
+
+
+def normalise(x: Any, mean: Any, scale: Any, shift: Any, r: Any, relu: bool) -> Any:
+    """One read of each input, one write."""
+    flat, C, dtype = rows(x), x.shape[1], x.dtype
+    mean = np.zeros(C, dtype) if mean is None else np.ascontiguousarray(mean)
+    scale = np.ones(C, dtype) if scale is None else np.ascontiguousarray(scale)
+    shift = np.zeros(C, dtype) if shift is None else np.ascontiguousarray(shift)
+    y = memory.empty_like(flat)
+    rest = mean, scale, shift, relu, y.reshape(-1), num_threads(), lanes(dtype)
+    if r is None:
+        _normalise(flat.reshape(-1), *flat.shape, *rest)
+    else:
+        _normalise_add(flat.reshape(-1), rows(r).reshape(-1), *flat.shape, *rest)
+    return from_rows(y, x.shape)
+
+
+def batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float) -> Any:
+    """One read, one write."""
+    inv_std = 1.0 / np.sqrt(var + x.dtype.type(eps))
+    return normalise(x, mean, *_affine(gamma, beta, inv_std), None, relu=False)
 
 
 def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:

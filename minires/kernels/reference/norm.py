@@ -67,6 +67,21 @@ def batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: flo
     return from_rows(y, x.shape)
 
 
+@register("normalise", name="numpy")
+def normalise(x: Any, mean: Any, scale: Any, shift: Any, r: Any, relu: bool) -> Any:
+    """(x - mean) * scale + shift + r, or its positive part; what is None is left out."""
+    y = rows(x).copy()
+    if mean is not None:
+        y -= mean
+    if scale is not None:
+        y *= scale
+    if shift is not None:
+        y += shift
+    if r is not None:
+        y += rows(r)
+    return from_rows(np.maximum(y, y.dtype.type(0), out=y) if relu else y, x.shape)
+
+
 @register("batch_norm_grad", name="numpy")
 def batch_norm_grad(gy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any) -> tuple[Any, Any, Any]:
     """The three gradients of the training-mode batch norm."""
