@@ -75,7 +75,10 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Visits to each kernel.")] = 7,
     dtype: Annotated[str, typer.Option(metavar="float32|float64")] = "float32",
-    threads: options.Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="[env: MINIRES_THREADS; default: one per core]"),
+    ] = None,
     refresh_limits: Annotated[
         bool, typer.Option("--refresh-limits", help="Measure the machine's limits again.")
     ] = False,
