@@ -18,7 +18,6 @@ from minires.testing.kernel_report import KINDS, Finding, KernelCase
 from minires.testing.kernel_variants import TILES, VARIANTS, right
 
 Array = np.ndarray
-Reference = Callable[..., Any]
 Prediction = Callable[[Finding], Any]
 """What a wrong kernel would have returned for a failing call; None if it does not apply."""
 
@@ -40,15 +39,13 @@ ADVICE = {
 """What a kind of finding comes from, where its numbers tell no more."""
 
 
-def explain(findings: Sequence[Finding], passed: Sequence[KernelCase], reference: Reference
-            ) -> list[str]:  # fmt: skip
+def explain(findings: Sequence[Finding], passed: Sequence[KernelCase]) -> list[str]:
     """The likely causes, the likelier ones first; at least one."""
     with np.errstate(all="ignore"):  # a wrong kernel may return anything
-        return _explain(findings, passed, reference)
+        return _explain(findings, passed)
 
 
-def _explain(findings: Sequence[Finding], passed: Sequence[KernelCase], reference: Reference
-             ) -> list[str]:  # fmt: skip
+def _explain(findings: Sequence[Finding], passed: Sequence[KernelCase]) -> list[str]:
     kinds = {finding.kind for finding in findings}
     causes: list[str] = []
     common = _common(findings, passed)
@@ -58,7 +55,7 @@ def _explain(findings: Sequence[Finding], passed: Sequence[KernelCase], referenc
     causes += [ADVICE[kind] for kind in KINDS if kind in kinds and kind in ADVICE]
     wrong = [finding for finding in findings if finding.kind == "wrong"]
     if wrong and not (kinds & {"mutated"} or kinds == {"wrong", "random"}):
-        found = _numbers(wrong, passed, reference)
+        found = _numbers(wrong, passed)
         if found:
             causes = [found, *causes]
         elif common and not raised:
@@ -72,9 +69,7 @@ def _exception(raised: list[Finding], common: str) -> str:
     return f"{text}{where}; what a kernel does not take, `only=` should rule out"
 
 
-def _numbers(
-    wrong: list[Finding], passed: Sequence[KernelCase], reference: Reference
-) -> str | None:
+def _numbers(wrong: list[Finding], passed: Sequence[KernelCase]) -> str | None:
     """What wrong kernel the numbers look like."""
     layouts = {finding.layout for finding in wrong}
     if "contiguous" not in layouts and any(case.layout == "contiguous" for case in passed):
@@ -88,14 +83,15 @@ def _numbers(
     dtype = next((f for f in wrong if f.result.dtype != f.dtype and f.dtype == "float32"), None)
     if dtype is not None:
         return f"computes in {dtype.result.dtype} and returns it: make arrays of the input's dtype"
+    digits = _digits(wrong)
+    if digits:
+        return digits
     usable = [f for f in wrong if _work(f) <= LARGEST]
     usable = [f for f in usable if f.result.any()] or usable or wrong
     usable = sorted(usable, key=_work)
     # Small ones look alike; take some of every size.
     chosen = usable[:: max(1, len(usable) // MOST_CASES)][:MOST_CASES]
-    if _digits(wrong):
-        return _digits(wrong)
-    for text, predict in _candidates(chosen[0], reference):
+    for text, predict in _candidates(chosen[0]):
         predicted = [predict(f) for f in chosen]
         # Zeros are what many mistakes come to.
         says_something = any(p is not None and p.any() for p in predicted)
@@ -132,7 +128,7 @@ def _digits(wrong: list[Finding]) -> str | None:
     )
 
 
-def _candidates(first: Finding, reference: Reference) -> Iterator[tuple[str, Prediction]]:
+def _candidates(first: Finding) -> Iterator[tuple[str, Prediction]]:
     """Wrong kernels in words, and what they return."""
     operation = _operation(first)
     yield "the sign is wrong", lambda f: -f.expected
@@ -143,7 +139,7 @@ def _candidates(first: Finding, reference: Reference) -> Iterator[tuple[str, Pre
                 return np.asarray(getattr(tables, operation)(*f.case.values[:2]))
 
             yield text, predict
-        yield from _of_passes(operation, reference)
+        yield from _of_passes(operation)
     yield "image and result have height and width swapped", _transposed
     yield "the first image's result is returned for every image", _first_image
     yield from _factors()
@@ -152,7 +148,7 @@ def _candidates(first: Finding, reference: Reference) -> Iterator[tuple[str, Pre
         yield "the bias is added twice", lambda f: _bias(f, 2)
 
 
-def _of_passes(operation: str, reference: Reference) -> Iterator[tuple[str, Prediction]]:
+def _of_passes(operation: str) -> Iterator[tuple[str, Prediction]]:
     if operation == "conv2d_grad_input":
         yield (
             "windows that overlap replace each other's share instead of adding up (+= is needed)",

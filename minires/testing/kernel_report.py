@@ -27,8 +27,6 @@ KINDS = {
     "threads": "gives other bits, or wrong ones, with more threads",
     "aliased": "returns memory that belongs to an input or to another result",
     "nonfinite": "loses a NaN or an infinity",
-    "adjoint": "its passes do not belong together",
-    "gradient": "finite differences disagree with its gradients",
 }
 """Every kind of finding, the likelier root of the others first."""
 

@@ -133,9 +133,9 @@ def _kernel(operation: str, name: str, backend: str) -> Kernel:
 class _Check:
     def __init__(self, kernel: Kernel, slack: float) -> None:
         self.kernel = kernel
-        self.reference = reference_kernel(kernel.operation).function
         self.runner = runner(kernel)
-        self.contract = Contract(kernel, self.reference, self.runner, slack)
+        reference = reference_kernel(kernel.operation).function
+        self.contract = Contract(kernel, reference, self.runner, slack)
         self.report = KernelReport(kernel.operation, kernel.name, kernel.backend)
         self.right: list[KernelCase] = []
         self.seconds = 0.0  # of a call per unit of work
@@ -213,7 +213,7 @@ class _Check:
             )
             report.smallest = found = self._smallest(first)
             report.line = python_line(self.kernel, found.case, found.dtype, found.layout)
-            report.causes = explain(report.findings, self.right, self.reference)
+            report.causes = explain(report.findings, self.right)
 
     def _smallest(self, finding: Finding) -> Finding:
         g, kind = finding.case.geometry, finding.kind
