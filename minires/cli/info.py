@@ -9,6 +9,9 @@ import importlib.util
 import os
 import platform
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 VECTOR_EXTENSIONS = {
     "sse2": "SSE2", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "avx512f": "AVX-512F",
@@ -16,16 +19,29 @@ VECTOR_EXTENSIONS = {
 }  # fmt: skip
 
 
-def info() -> None:
+def info(
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show which kernel computes each convolution instead.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option(help="With --kernels: the network whose layers are shown.")
+    ] = "resnet20",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="With --kernels: images per batch. [128, or 16 large]")
+    ] = None,
+) -> None:
     """Show versions, the processor, BLAS and its threads, the GPU, and where caches are.
 
-    Example: `minires info`, to go with a bug report.
+    Example: `minires info`, to go with a bug report; `minires info --kernels --model resnet50`.
     """
     from rich.markup import escape
 
     from minires.cli.console import facts, output
 
     console = output()
+    if kernels:
+        console.print(_choices(model, batch))
+        return
     for title, rows in (
         ("Versions", _versions()),
         ("Processor", _processor()),
@@ -37,6 +53,23 @@ def info() -> None:
             made.add_row(name, escape(value))
         console.print(made)
         console.print()
+
+
+def _choices(model: str, batch: int | None) -> Any:
+    """The kernel of each pass of each convolution, chosen by geometry alone: equal runs choose
+    equally."""
+    from minires.bench.layers import conv_layers
+    from minires.cli.console import table
+    from minires.kernels import operation
+
+    passes = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
+    rows = table("layer", "geometry", "forward", "input gradient", "weight gradient")
+    for layer in conv_layers(model, batch):
+        names = [operation(name).select("cpu", layer.geometry).name for name in passes]
+        if not layer.needs_grad_input:
+            names[1] = "not needed"
+        rows.add_row(layer.label, str(layer.geometry), *names)
+    return rows
 
 
 def _version(package: str) -> str | None:

@@ -58,10 +58,6 @@ class FoldedNorm(Module):
         """relu(self(x) + shortcut) in one pass."""
         return self._add(x, shortcut, rectify=True)
 
-    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """relu(x + shortcut): what is left of batch norm at the end of a residual block."""
-        return F.add_relu(x, shortcut)
-
 
 def fold_batch_norm(conv: Conv2d, bn: BatchNorm2d) -> Conv2d:
     """The convolution, with a bias, that computes bn(conv(x)) by the running statistics.

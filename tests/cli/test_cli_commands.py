@@ -75,6 +75,15 @@ def test_models(capsys):
     assert not any("plain20" in row for row in rows)
 
 
+def test_info_on_kernels(capsys):
+    """Each layer's kernels, pass by pass; the first layer's input gradient is nobody's business."""
+    out = printed(capsys, "info", "--kernels", "--model", "resnet18", "--batch", "8")
+    assert "8x64x56x56" in out
+    for name in ("winograd", "columns", "outer", "direct", "not needed"):
+        assert name in out
+    assert "8x64x56x56" not in printed(capsys, "info", "--kernels", "--batch", "8")
+
+
 def test_info(capsys):
     import numpy
 
