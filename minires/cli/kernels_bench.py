@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -301,7 +302,8 @@ def _cells(row: Row, fastest: float) -> list[str]:
 
 
 def _show_comparison(console: Console, found: Comparison) -> None:
-    from minires.bench.record import FASTER, SLOWER
+    from minires.bench.gate import PASSES
+    from minires.bench.record import FASTER, GONE, NEW, SLOWER
     from minires.cli.console import table
 
     console.print()
@@ -312,21 +314,23 @@ def _show_comparison(console: Console, found: Comparison) -> None:
             f"the machine: PyTorch took {found.drift:.2f} times as long as then, "
             "which is taken off below"
         )
-    same = len(found.changes) - len(found.changed)
-    if not found.changed:
-        console.print(f"nothing changed beyond noise ({same} compared)")
-        return
-    rows = table("layer", "operation", "kernel", ">then, ms", ">now, ms", ">time", ">noise", "")
-    colours = {FASTER: "green", SLOWER: "red"}
-    for change in found.changed:
-        colour = colours.get(change.verdict, "dim")
-        rows.add_row(
-            change.layer, change.operation, change.kernel,
-            "" if change.old is None else f"{change.old * 1e3:.3g}",
-            "" if change.new is None else f"{change.new * 1e3:.3g}",
-            "" if change.ratio is None else f"{100 * (change.ratio - 1):+.0f} %",
-            "" if change.noise is None else f"{100 * change.noise:.0f} %",
-            f"[{colour}]{change.verdict}[/]",
-        )  # fmt: skip
-    console.print(rows)
-    console.print(f"{same} others are the same but for noise")
+    judged = [c for c in found.changes if c.ratio is not None]
+    changed = [c for c in judged if c.verdict in (FASTER, SLOWER)]
+    if changed:
+        rows = table("layer", "pass", "kernel", ">then, ms", ">now, ms", ">time", ">noise", "")
+        names = {operation: name for name, operation in PASSES.items()}
+        for change in changed:
+            colour = {FASTER: "green", SLOWER: "red"}[change.verdict]
+            rows.add_row(
+                change.layer, names[change.operation], change.kernel,
+                f"{(change.old or 0) * 1e3:.3g}", f"{(change.new or 0) * 1e3:.3g}",
+                f"{100 * ((change.ratio or 1) - 1):+.0f} %", f"{100 * (change.noise or 0):.0f} %",
+                f"[{colour}]{change.verdict}[/]",
+            )  # fmt: skip
+        console.print(rows)
+    console.print(f"{len(changed)} of {len(judged)} changed beyond noise")
+    for verdict, text in ((NEW, "timed now and not then"), (GONE, "timed then and not now")):
+        kernels = Counter(c.kernel for c in found.changes if c.verdict == verdict)
+        if kernels:
+            shown = ", ".join(f"{name} ({count})" for name, count in kernels.items())
+            console.print(f"{text}: {shown}", markup=False, soft_wrap=True)
