@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -68,8 +67,3 @@ def grid_for(device: Device, items: int) -> tuple[int]:
     """Blocks of THREADS for a loop over the grid: all items, or as many as run at once."""
     most = device.multiprocessors * BLOCKS_PER_PROCESSOR
     return (max(1, min(ceil_div(items, THREADS), most)),)
-
-
-def size_of(array: Any) -> int:
-    """The number of elements, also of a shape too large for a 32-bit index."""
-    return math.prod(array.shape)

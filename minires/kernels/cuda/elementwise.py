@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires.kernels.cuda.arrays import THREADS, aligned, grid_for, nchw, nhwc, pack, size_of
+from minires.kernels.cuda.arrays import THREADS, aligned, grid_for, nchw, nhwc, pack
 from minires.kernels.cuda.launch import Device, device_of
 
 
@@ -33,7 +33,7 @@ def cast(x: Any, dtype: Any) -> Any:
     device = device_of(x)
     (x,) = _alike(device, x)
     y = device.xp.empty(x.shape, dtype)
-    size = size_of(x)
+    size = x.size
     widest = max(x.dtype.itemsize, y.dtype.itemsize)
     packs = size // (16 // widest) if aligned(device, x, y) else 0
     if size:
@@ -54,7 +54,7 @@ def _apply(name: str, *arrays: Any) -> Any:
     device = device_of(arrays[0])
     given = _alike(device, *arrays)
     y = device.xp.empty(given[0].shape, given[0].dtype)
-    size = size_of(y)
+    size = y.size
     packs = size // pack(y.dtype) if aligned(device, *given, y) else 0
     if size:
         kernel = device.module("elementwise.cu", ELEMENT=y.dtype).kernel(name)

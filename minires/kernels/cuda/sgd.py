@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.kernels.cuda.arrays import THREADS, accumulator, ceil_div, size_of
+from minires.kernels.cuda.arrays import THREADS, accumulator, ceil_div
 from minires.kernels.cuda.launch import device_of
 
 CHUNK = 1 << 14
@@ -45,11 +45,11 @@ class FusedSGD:
         self.device = device_of(parameters[0])
         xp = self.device.xp
         self.parameters = list(parameters)
-        self.buffers = [xp.zeros(size_of(p), dtype) for p in parameters] if momentum else None
+        self.buffers = [xp.zeros(p.size, dtype) for p in parameters] if momentum else None
         self.nesterov, self.steps = nesterov, 0
         sums = accumulator(dtype)
         self.settings = xp.asarray(np.array([lr, momentum, dampening, weight_decay], sums))
-        sizes = [size_of(p) for p in parameters]
+        sizes = [p.size for p in parameters]
         chunks = [(i, k * CHUNK) for i, n in enumerate(sizes) for k in range(ceil_div(n, CHUNK))]
         self.chunks = len(chunks)
         self.sizes = xp.asarray(np.array(sizes, np.int64))
