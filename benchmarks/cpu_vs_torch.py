@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         Work(name, options.batch or WORK[name].batch, options.size or WORK[name].size)
         for name in options.models
     ]
-    chosen, rounds, found = options.sections, options.rounds, limits()
+    chosen, rounds, found = options.sections, options.rounds, limits(refresh=True)
     record: dict[str, Any] = {
         "machine": machine() | {"allocator": options.allocator},
         "limits": {"gflops": dict(found.gflops), "copy_gbs": found.copy_gbs},
