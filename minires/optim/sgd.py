@@ -64,8 +64,10 @@ class SGD(Optimizer):
 
             v = self.state[parameter]["momentum_buffer"]
             if update.can_update(p, gradient, v):
-                settings = (group[name] for name in ("lr", "momentum", "dampening"))
-                update.sgd(p, gradient, v, *settings, group["weight_decay"], group["nesterov"])
+                update.sgd(
+                    p, gradient, v, group["lr"], momentum, group["dampening"],
+                    group["weight_decay"], group["nesterov"],
+                )  # fmt: skip
                 return
         d = self.scratch(p)
         if group["weight_decay"] != 0:

@@ -134,8 +134,10 @@ class Guards:
             empty_like=creator_like(None), zeros_like=creator_like(0), ones_like=creator_like(1),
             full_like=full_like,
         )  # fmt: skip
-        pooled = {"empty": creator(None), "zeros": creator(0), "empty_like": creator_like(None)}
-        with mock.patch.multiple(memory, **pooled), _undone_while_compiling(patch), patch:
+        pooled = mock.patch.multiple(
+            memory, empty=creator(None), zeros=creator(0), empty_like=creator_like(None)
+        )
+        with pooled, _undone_while_compiling(patch), patch:
             yield
 
 
