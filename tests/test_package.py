@@ -52,9 +52,11 @@ def test_a_first_step_brings_nothing_heavy_along_either() -> None:
 
 PUBLIC = {
     "minires": "Tensor tensor no_grad enable_grad set_grad_enabled is_grad_enabled grad "
-    "manual_seed Function functional nn models optim data kernels gradcheck gradgradcheck "
+    "manual_seed Function functional nn models optim data kernels anatomy bench "
+    "experiments profile gradcheck gradgradcheck "
     "save_file load_file __version__",
-    "minires.functional": "conv2d batch_norm relu add_relu linear max_pool2d avg_pool2d "
+    "minires.functional": "conv2d batch_norm batch_norm_relu batch_norm_add_relu relu add_relu "
+    "bias_relu linear max_pool2d avg_pool2d "
     "adaptive_avg_pool2d pad cross_entropy nll_loss mse_loss softmax log_softmax dropout one_hot "
     "exp log sqrt tanh sigmoid clip where maximum minimum matmul concatenate stack flatten",
     "minires.nn": "Module Parameter Conv2d BatchNorm2d ReLU Linear MaxPool2d AvgPool2d "

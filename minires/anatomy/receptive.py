@@ -15,7 +15,7 @@ from minires.autograd import Function, Tensor, elementwise
 from minires.autograd.shaping import Cast, Clone, Concatenate, GetItem, Pad
 from minires.functional.activation import AddReLU, Dropout, ReLU
 from minires.functional.conv import Conv2d
-from minires.functional.norm import BatchNormEval
+from minires.functional.norm import BatchNormEval, Normalise
 from minires.functional.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minires.nn import Module
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 
-POINTWISE = (ReLU, AddReLU, Dropout, BatchNormEval, Cast, Clone)
+POINTWISE = (ReLU, AddReLU, Dropout, BatchNormEval, Normalise, Cast, Clone)
 """Operations that work on each pixel alone, beside those of `minires.autograd.elementwise`."""
 
 

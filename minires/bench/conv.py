@@ -26,7 +26,7 @@ from minires.bench.limits import Limits, limits
 from minires.bench.machine import machine
 from minires.bench.peers import PEERS, check_installed, installed, peer_calls
 from minires.bench.timing import Times, interleave
-from minires.kernels import ConvGeometry, Kernel, Operation, available
+from minires.kernels import ConvGeometry, Kernel, Operation, available, memory
 
 DEFAULT = "default"
 """Names the kernel that minires would choose."""
@@ -47,7 +47,8 @@ class Row:
         value, against the float64 reference on the timed shape; None if it could not be found.
     ragged: the ragged shape that was checked; None for a library's own, and for a kernel that
         takes no shape but this.
-    workspace: bytes besides arguments and results; None if the kernel does not say.
+    workspace: bytes besides arguments and results, as the kernel says or else as the pool of
+        large arrays saw in a call; None where neither tells.
     limit: seconds that the machine needs at the least for the arithmetic and the bytes.
     """
 
@@ -258,9 +259,20 @@ def _contestants(
                 row,
                 kernel=kernel.name,
                 chosen=kernel is choice,
-                workspace=kernel.workspace_bytes(g, dtype),
+                workspace=_workspace(kernel, problem),
             )
             yield found, _call(kernel, problem), kernel
+
+
+def _workspace(kernel: Kernel, problem: Problem) -> int | None:
+    """Bytes besides arguments and result: as stated, or as the pool of large arrays saw."""
+    stated = kernel.workspace_bytes(problem.geometry, problem.dtype.name)
+    if stated is not None or not kernel.function.__module__.startswith("minires.kernels.cpu"):
+        return stated
+    before = memory.statistics().in_use
+    memory.reset_high_water()
+    result = _call(kernel, problem)()
+    return max(memory.statistics().high_water - before - result.nbytes, 0)
 
 
 def _call(kernel: Kernel, problem: Problem) -> Callable[[], Any]:

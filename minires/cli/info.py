@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import importlib.metadata
-import importlib.util
 import os
 import platform
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-VECTOR_EXTENSIONS = {
-    "sse2": "SSE2", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "avx512f": "AVX-512F",
-    "avx512vnni": "AVX-512 VNNI", "neon": "NEON", "sve": "SVE",
-}  # fmt: skip
 
 
 def info(
@@ -72,38 +65,30 @@ def _choices(model: str, batch: int | None) -> Any:
     return rows
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _versions() -> list[tuple[str, str]]:
     import minires
+    from minires.bench.machine import package_version
 
     packages = ("numpy", "numba", "llvmlite", "safetensors", "matplotlib", "pillow")
     return [
         ("minires", minires.__version__),
         ("python", f"{platform.python_version()} ({platform.python_implementation()})"),
         ("system", platform.platform()),
-        *((name, _version(name) or "not installed") for name in packages),
+        *((name, package_version(name) or "not installed") for name in packages),
     ]
 
 
 def _processor() -> list[tuple[str, str]]:
-    import llvmlite.binding
     import numba
     import threadpoolctl
 
+    from minires.bench.machine import processor_name, vector_extensions
     from minires.kernels.threads import VARIABLE, available_cores
 
-    features = llvmlite.binding.get_host_cpu_features()
-    extensions = [shown for name, shown in VECTOR_EXTENSIONS.items() if features.get(name)]
     rows = [
-        ("name", _processor_name()),
+        ("name", processor_name()),
         ("cores", f"{available_cores()} available of {os.cpu_count()}"),
-        ("vector extensions", ", ".join(extensions) or "none known"),
+        ("vector extensions", ", ".join(vector_extensions()) or "none known"),
     ]
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":
@@ -115,21 +100,13 @@ def _processor() -> list[tuple[str, str]]:
     return rows
 
 
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def _gpu() -> list[tuple[str, str]]:
+    from minires.bench.machine import package_version
+
     driver, devices = _cuda_driver()
     cupy = next(
-        (f"{name} {_version(name)}" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy")
-         if _version(name)), None,
+        (f"{name} {package_version(name)}" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+         if package_version(name)), None,
     )  # fmt: skip
     rows = [("device", device) for device in devices] or [("device", "no NVIDIA GPU found")]
     if driver is None:

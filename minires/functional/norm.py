@@ -181,6 +181,24 @@ class BatchNormEval(Function):
         return gx, _over_rows(gy * xhat), _over_rows(gy)
 
 
+class Normalise(Function):
+    """(x - mean) * scale + shift + r, or its positive part: all that is per channel is constant."""
+
+    def __init__(self, mean: Any, scale: Any, shift: Any, rectify: bool) -> None:
+        self.mean, self.scale, self.shift, self.rectify = mean, scale, shift, rectify
+
+    def forward(self, x: Any, r: Any = None) -> Any:
+        y = ops.normalise(x, self.mean, self.scale, self.shift, r, self.rectify)
+        if self.rectify:
+            self.save(y=y)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        g = ReLUGrad()(gy, self.saved.y) if self.rectify else gy
+        gx = g if self.scale is None else g * _columns(Tensor._wrap(self.scale), g.ndim)
+        return (gx, g)[: len(self.needs)]
+
+
 def _wrapped(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return tuple(map(Tensor._wrap, arrays))
 
@@ -302,12 +320,12 @@ def _batch_norm(
             _move(running_var, function.var, momentum, m / (m - 1))
         return y
     mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
-    if not is_grad_enabled() and type(x) is Tensor:
-        inv_std = (var + var.dtype.type(eps)) ** -0.5
-        scale = affine[0]._data * inv_std if affine else inv_std
-        shift = affine[1]._data if affine else None
-        r = None if shortcut is None else shortcut._data
-        return Tensor._wrap(ops.normalise(x._data, mean, scale, shift, r, fuse_relu))
+    if not (is_grad_enabled() and any(t.requires_grad for t in affine)):
+        scale = (var + var.dtype.type(eps)) ** -0.5
+        if affine:
+            scale = affine[0]._data * scale
+        shift = affine[1]._data.copy() if affine else None
+        return Normalise(mean.copy(), scale, shift, fuse_relu)(x, *_given(shortcut))
     normalised: Tensor = BatchNormEval(mean, var, eps)(x, *affine)
     if shortcut is not None:
         return add_relu(normalised, shortcut)
@@ -317,7 +335,7 @@ def _batch_norm(
 def bias_relu(
     x: Any, bias: Tensor | None = None, shortcut: Tensor | None = None, rectify: bool = True
 ) -> Tensor:
-    """relu(x + bias + shortcut), or without the ReLU: in one pass where no gradient is wanted.
+    """relu(x + bias + shortcut), or without the ReLU: in one pass if the bias is a constant.
 
     x: (N, C, H, W) or (N, C). bias: (C,). shortcut: as x. What is None is left out.
     Raises ValueError for shapes that do not fit, TypeError for dtypes.
@@ -329,14 +347,17 @@ def bias_relu(
     same_dtype("bias_relu", x=x, **given)
     if shortcut is not None:
         _like("bias_relu", x, shortcut)
-    if not is_grad_enabled():
-        arrays = [None if t is None else t._data for t in (bias, shortcut)]
-        return Tensor._wrap(ops.normalise(x._data, None, None, *arrays, rectify))
-    if bias is not None:
-        x = x + _columns(bias, x.ndim)
+    if bias is None or not (is_grad_enabled() and bias.requires_grad):
+        shift = None if bias is None else bias._data.copy()
+        return Normalise(None, None, shift, rectify)(x, *_given(shortcut))
+    x = x + _columns(bias, x.ndim)
     if shortcut is not None:
         return add_relu(x, shortcut) if rectify else x + shortcut
     return relu(x) if rectify else x
+
+
+def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(t for t in tensors if t is not None)
 
 
 def _like(name: str, x: Tensor, shortcut: Tensor) -> None:

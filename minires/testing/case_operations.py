@@ -14,7 +14,7 @@ from minires.autograd.elementwise import clip
 from minires.autograd.shaping import Cast, PutItem, broadcast_to, concatenate, stack
 from minires.functional.activation import LogSoftmaxGrad, ReLUGrad
 from minires.functional.conv import Conv2dGradInput, Conv2dGradWeight
-from minires.functional.norm import batch_norm, batch_norm_add_relu, batch_norm_relu
+from minires.functional.norm import batch_norm, batch_norm_add_relu, batch_norm_relu, bias_relu
 from minires.functional.pool import (
     AdaptiveAvgPool2dGrad,
     AvgPool2dGrad,
@@ -200,6 +200,12 @@ for text, x_shape in (("images", (3, 2, 3, 2)), ("rows", (6, 3)), ("one pixel", 
 add_case("batch_norm", "evaluation, not affine", _eval, (3, 2, 3, 2))
 add_case("batch_norm_relu", "evaluation", lambda x: batch_norm_relu(x, *_statistics(2)),
          (3, 2, 3, 2))  # fmt: skip
+add_case("bias_relu", "all", lambda x, r: bias_relu(x, Tensor(np.array([0.3, -0.2])), r),
+         (3, 2, 3, 2), (3, 2, 3, 2))  # fmt: skip
+add_case("bias_relu", "a bias that is learned", bias_relu, (4, 3), (3,), (4, 3))
+add_case("bias_relu", "no ReLU", lambda x: bias_relu(x, None, None, False), (4, 3))
+add_case("batch_norm_add_relu", "evaluation", lambda x, r: batch_norm_add_relu(
+    x, r, *_statistics(2)), (3, 2, 3, 2), (3, 2, 3, 2))  # fmt: skip
 add_case("batch_norm", "large mean", lambda x, g, b: _train(x + 50.0, g, b), (4, 2, 2, 2), (2,),
          (2,))  # fmt: skip
 

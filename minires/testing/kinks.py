@@ -19,7 +19,7 @@ from minires.autograd import Function
 from minires.autograd.elementwise import Abs, Clip, Maximum
 from minires.autograd.reductions import Extreme
 from minires.functional.activation import AddReLU, ReLU, ReLUGrad
-from minires.functional.norm import BatchNormAddReLUTrain, BatchNormReLUTrain
+from minires.functional.norm import BatchNormAddReLUTrain, BatchNormReLUTrain, Normalise
 from minires.functional.pool import MaxPool2d
 from minires.kernels import operations as ops
 from minires.testing.compare import element
@@ -67,6 +67,12 @@ def _is_extreme(call: Call) -> Array:
     return np.asarray(x == (np.max if function.largest else np.min)(x, axis=axis, keepdims=True))
 
 
+def _rectified_side(call: Call) -> Array:
+    function: Any = call.function
+    y = call.outputs[0]
+    return side(y) if function.rectify else np.zeros(y.shape, np.int8)
+
+
 def _maximum_places(call: Call) -> Array:
     function: Any = call.function
     places: Array = ops.max_pool2d(call.inputs[0], function.g)[1]
@@ -77,6 +83,7 @@ register_kink(ReLU, lambda call: side(call.inputs[0]))
 register_kink(ReLUGrad, lambda call: side(call.inputs[1]))
 register_kink(AddReLU, lambda call: side(call.inputs[0] + call.inputs[1]))
 register_kink(BatchNormReLUTrain, lambda call: side(call.outputs[0]))
+register_kink(Normalise, _rectified_side)
 register_kink(BatchNormAddReLUTrain, lambda call: side(call.outputs[0]))
 register_kink(Abs, lambda call: side(call.inputs[0]))
 register_kink(Clip, _clip_region)

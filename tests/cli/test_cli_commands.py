@@ -113,12 +113,15 @@ def test_gradcheck_of_a_network(capsys):
 
 def test_a_wrong_gradient_ends_with_status_1(capsys, monkeypatch):
     from minires.functional.activation import ReLU
+    from minires.functional.norm import BatchNormReLUTrain
 
     right = ReLU.backward
     monkeypatch.setattr(ReLU, "backward", lambda self, gy: 2.0 * right(self, gy))
     out = printed(capsys, "gradcheck", "--op", "relu", status=1)
     assert re.search(r"^ relu .* WRONG", out, re.MULTILINE)
     assert "operations with a wrong gradient: 1 of 1" in out
+    right_norm = BatchNormReLUTrain.backward
+    monkeypatch.setattr(BatchNormReLUTrain, "backward", lambda self, gy: right_norm(self, 2.0 * gy))
     out = printed(capsys, "gradcheck", "--model", "plain20", "--size", "4", status=1)
     assert "plain20: gradient wrong" in out
 

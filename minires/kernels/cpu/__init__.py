@@ -36,6 +36,7 @@ def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
 
 
 def _winograd(g: ConvGeometry) -> bool:
+    """3x3, stride 1, padding at most 2, one group, channels in multiples of 16."""
     return (
         g.kernel == (3, 3)
         and g.stride == g.dilation == (1, 1)
@@ -46,10 +47,12 @@ def _winograd(g: ConvGeometry) -> bool:
 
 
 def _columns(g: ConvGeometry) -> bool:
+    """One group, output channels (of 1x1, input channels too) in multiples of 16."""
     return g.groups == 1 and g.O % VECTOR == 0 and (not g.pointwise or g.C % VECTOR == 0)
 
 
 def _direct(g: ConvGeometry) -> bool:
+    """One group, no dilation, output channels in multiples of 16."""
     return g.groups == 1 and g.O % VECTOR == 0 and g.dilation == (1, 1)
 
 
@@ -64,10 +67,12 @@ def _short_rows(g: ConvGeometry) -> bool:
 
 
 def _very_short_rows(g: ConvGeometry) -> bool:
+    """One of at most three vectors."""
     return _short_rows(g) and g.C * g.kernel[1] <= 3 * VECTOR
 
 
 def _rows(shape: tuple[int, ...]) -> bool:
+    """(N, C) or (N, C, H, W), channels in multiples of 16."""
     return len(shape) in (2, 4) and shape[1] % VECTOR == 0
 
 
