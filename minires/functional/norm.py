@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minires.autograd import (
     Function,
     Tensor,
@@ -321,7 +323,8 @@ def _batch_norm(
         return y
     mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
     if not (is_grad_enabled() and any(t.requires_grad for t in affine)):
-        scale = (var + var.dtype.type(eps)) ** -0.5
+        # Worked out as batch_norm_eval does it: the same bits whether gradients are wanted or not.
+        scale = 1.0 / np.sqrt(var + var.dtype.type(eps))
         if affine:
             scale = affine[0]._data * scale
         shift = affine[1]._data.copy() if affine else None

@@ -120,7 +120,7 @@ def test_settings_reach_the_run(call, tmp_path):
         (["gradcheck", "--op", "relu", "--model", "resnet20"], "not both"),
         (["gradcheck", "--size", "8"], "--size goes with --model"),
         (["models", "vgg*"], "no model matches 'vgg*'"),
-        (["kernels", "conv2"], "unknown operation 'conv2'. Did you mean 'conv2d'?"),
+        (["kernels", "list", "conv2"], "unknown operation 'conv2'. Did you mean 'conv2d'?"),
     ],
 )
 def test_wrong_calls_end_with_status_2_and_a_hint(call, arguments, words):

@@ -88,6 +88,25 @@ def test_the_join(
             assert_close(actual, expected, rtol=1e-9, atol=1e-10 * scale)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(4, 5, 3, 3), (8, 16, 32, 32)])
+def test_the_same_bits_whether_gradients_are_wanted_or_not(
+    shape: Any, dtype: Any, rng: np.random.Generator
+) -> None:
+    """Evaluation takes a shorter way where the weights need no gradient; large and small."""
+    layer, x = nn.BatchNorm2d(shape[1]), mr.Tensor(rng.standard_normal(shape).astype(dtype))
+    layer = layer.double() if dtype is np.float64 else layer
+    layer(x)
+    layer.weight.data = rng.standard_normal(shape[1]).astype(dtype)
+    layer.eval()
+    shortcut = mr.Tensor(rng.standard_normal(shape).astype(dtype))
+    for call in (layer, layer.relu, lambda x: layer.add_relu(x, shortcut)):
+        recorded = call(x)
+        assert recorded.requires_grad
+        with mr.no_grad():
+            assert_close(call(x), recorded, rtol=0, atol=0)
+
+
 def test_the_join_s_refusals() -> None:
     x = np.ones((2, 3, 2, 2))
     with pytest.raises(ValueError, match="x has 2x3x2x2 and the shortcut 2x3x2x1"):

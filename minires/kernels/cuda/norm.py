@@ -137,6 +137,18 @@ def batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: flo
     return r.result()
 
 
+def normalise(x: Any, mean: Any, scale: Any, shift: Any, residual: Any, relu: bool) -> Any:
+    """(x - mean) * scale + shift + residual, or its positive part, in one pass."""
+    r = _Rows(x) if residual is None else _Rows(x, residual)
+    centre = r.xp.zeros(r.C, r.sums) if mean is None else r.contiguous(mean)
+    factor = r.xp.ones(r.C, r.sums) if scale is None else r.contiguous(scale)
+    r.over_rows(
+        "normalise", r.given[0], None, centre, factor, np.float64(-1), None, r.contiguous(shift),
+        None if residual is None else r.given[1], np.int32(relu), r.y,
+    )  # fmt: skip
+    return r.result()
+
+
 def batch_norm_add_relu_train(
     x: Any, r: Any, gamma: Any, beta: Any, eps: float
 ) -> tuple[Any, Any, Any, Any]:
