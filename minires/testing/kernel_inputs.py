@@ -289,7 +289,7 @@ def adaptive_avg_pool2d_grad_inputs(rng: Rng) -> Iterator[Arguments]:
 # -- normalisation, activations --------------------------------------------------------------------
 
 BATCHES = ((4, 3, 5, 7), (2, 1, 1, 1), (5, 4), (3, 17, 4, 4), (2, 8, 9, 1), (3, 16, 5, 3),
-           (7, 48), (2, 32, 1, 7))  # fmt: skip
+           (7, 48), (2, 32, 1, 7), (3, 16, 19, 19))  # fmt: skip
 
 
 def _statistics(x: Any) -> tuple[Any, Any]:
