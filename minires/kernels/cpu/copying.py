@@ -58,13 +58,6 @@ def copy_rows(x, at, x_row, out, to, out_row, rows, count, L):
 
 
 @njit(cache=True)
-def clear_columns(out, to, row, rows, count, L):
-    """The first `count` numbers of `rows` rows, set to 0."""
-    for r in range(rows):
-        clear_run(out, to + r * row, count, L)
-
-
-@njit(cache=True)
 def copy_windows(x, first, count, k0, k1, sizes, out, to, row, L):
     """Elements k0 to k1 of the windows under output pixels first, ...: out[to + t*row + k - k0].
 

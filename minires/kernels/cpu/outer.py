@@ -19,7 +19,7 @@ from typing import Any
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.copying import clear_columns, copy_rows, copy_windows
+from minires.kernels.cpu.copying import copy_rows, copy_windows
 from minires.kernels.cpu.product import product
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.weights import taps_last
@@ -36,7 +36,7 @@ SMALL = 1 << 17  # elements: a dW of which each worker can keep its own
 def _sum_range(x, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, work, L):
     """dw[o*row + k] for o0 <= o < o1, k0 <= k < k1, over pixels begin, ..., end - 1.
 
-    k0 and k1 are whole vectors; K may be less than k1.
+    k0 and k1 are whole vectors; where K is less than k1, what is written beyond it is arbitrary.
     """
     panel, there = 2 * L, min(k1, K)
     wide, tall = _odd(k1 - k0, L), _odd(o1 - o0, L)
@@ -45,7 +45,6 @@ def _sum_range(x, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, work, L)
     for first in range(begin, end, PIXELS):
         count, add = min(PIXELS, end - first), first > begin
         copy_windows(x, first, count, k0, there, sizes, work, 0, wide, L)
-        clear_columns(work, there - k0, wide, count, k1 - there, L)
         copy_rows(gy, first * O + o0, O, work, gy_at, tall, count, o1 - o0, L)
         product(
             work, gy_at, 1, tall, o1 - o0, work, 0, wide, panel, panel, True, pairs,
