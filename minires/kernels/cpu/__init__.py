@@ -63,7 +63,7 @@ def _large(g: ConvGeometry) -> bool:
 
 def _short_rows(g: ConvGeometry) -> bool:
     """A window row of a few vectors: copying it costs more than reading it where it lies."""
-    return g.multiply_adds >= 4_000_000 and g.kernel[1] > 1 and g.C * g.kernel[1] <= 6 * VECTOR
+    return _large(g) and g.kernel[1] > 1 and g.C * g.kernel[1] <= 6 * VECTOR
 
 
 def _very_short_rows(g: ConvGeometry) -> bool:
