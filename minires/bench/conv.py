@@ -272,7 +272,8 @@ def _workspace(kernel: Kernel, problem: Problem) -> int | None:
     before = memory.statistics().in_use
     memory.reset_high_water()
     result = _call(kernel, problem)()
-    return max(memory.statistics().high_water - before - result.nbytes, 0)
+    seen = memory.statistics().high_water - before - result.nbytes
+    return seen if seen >= memory.SMALLEST else None  # smaller arrays do not come from the pool
 
 
 def _call(kernel: Kernel, problem: Problem) -> Callable[[], Any]:

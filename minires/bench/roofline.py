@@ -71,8 +71,8 @@ def _draw_roof(axes: Axes, report: ConvReport, rows: Sequence[Row]) -> None:
     roof = [left, ridge, right], [left * copy, peak, peak]
     axes.fill_between(*roof, high, color="#f4f2ee", zorder=0, linewidth=0)
     axes.plot(*roof, color="#3a3a3a", linewidth=1.8, solid_joinstyle="miter", zorder=2)
-    axes.annotate(f"matrix products {peak:,.0f} GFLOP/s", (right, peak), (-6, 4),
-                  textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
+    axes.annotate(f"matrix products {peak:,.0f} GFLOP/s", (ridge, peak), (8, 4),
+                  textcoords="offset points", ha="left", va="bottom", fontsize=9)  # fmt: skip
     middle = left**0.7 * ridge**0.3
     axes.annotate(f"copying {copy:,.1f} GB/s", (middle, middle * copy), (7, -4),
                   textcoords="offset points", ha="left", va="top", fontsize=9)  # fmt: skip
