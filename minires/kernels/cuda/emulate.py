@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.cuda import source
-from minires.kernels.cuda.launch import Kernel, Module, Size, definition_texts, standing_in
+from minires.kernels.cuda.launch import (
+    HOPPER,
+    Kernel,
+    Module,
+    Size,
+    cache_folder,
+    definition_texts,
+    standing_in,
+)
 
 SHIM = Path(__file__).parent / "shim" / "cuda_on_cpu.h"
 GUARD = 4096
@@ -54,12 +62,6 @@ def compiler() -> str | None:
     )  # fmt: skip
 
 
-def cache_folder() -> Path:
-    """Where compiled libraries are kept; $MINIRES_CACHE, or the user's cache folder."""
-    given = os.environ.get("MINIRES_CACHE")
-    return (Path(given) if given else Path.home() / ".cache" / "minires") / "emulated"
-
-
 def library(name: str, definitions: tuple[tuple[str, str], ...]) -> Path:
     """The compiled library of a source; built if it is not in the cache.
 
@@ -75,7 +77,7 @@ def library(name: str, definitions: tuple[tuple[str, str], ...]) -> Path:
     if found is None:
         raise RuntimeError("emulating CUDA kernels needs a C++ compiler; install g++ or set CXX")
     key = hashlib.sha256("\0".join([text, found, *FLAGS]).encode()).hexdigest()[:24]
-    target = cache_folder() / f"{Path(name).stem}-{key}.so"
+    target = cache_folder("emulated") / f"{Path(name).stem}-{key}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,8 @@ class EmulatedDevice:
     xp = np
     multiprocessors = 4
 
-    def __init__(self) -> None:
+    def __init__(self, capability: tuple[int, int] = HOPPER) -> None:
+        self.capability = capability
         self.launches = 0
         self._load = cache(self._compile)
 
@@ -214,16 +217,20 @@ class EmulatedDevice:
         return PointerTable(arrays)
 
 
-_device = EmulatedDevice()
+@cache
+def _device(capability: tuple[int, int]) -> EmulatedDevice:
+    return EmulatedDevice(capability)
 
 
 @contextmanager
-def device() -> Iterator[EmulatedDevice]:
+def device(capability: tuple[int, int] = HOPPER) -> Iterator[EmulatedDevice]:
     """Inside the block, CUDA kernels take NumPy arrays and run on the CPU.
+
+    capability: the compute capability that the device says it has; kernels are chosen by it.
 
     Raises RuntimeError on a system other than Linux.
     """
     if not sys.platform.startswith("linux"):
         raise RuntimeError("the emulator runs on Linux")
-    with standing_in(_device):
-        yield _device
+    with standing_in(_device(capability)) as emulated:
+        yield emulated

@@ -14,9 +14,14 @@ and None for a null pointer.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +32,9 @@ Size = tuple[int, ...]
 
 DEFAULT_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without asking."""
+
+HOPPER = (9, 0)
+"""The compute capability whose own instructions (wgmma and others) some kernels need."""
 
 
 class Kernel(Protocol):
@@ -50,6 +58,11 @@ class Device(Protocol):
     @property
     def multiprocessors(self) -> int: ...
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability, such as (9, 0)."""
+        ...
+
     def module(self, name: str, **definitions: Any) -> Module: ...
 
     def address(self, array: Any) -> int: ...
@@ -57,6 +70,12 @@ class Device(Protocol):
     def pointers(self, arrays: Sequence[Any]) -> Any:
         """A device array of the arrays' addresses, for kernels that take a table of them."""
         ...
+
+
+def cache_folder(kind: str) -> Path:
+    """Where compiled kernels are kept; in $MINIRES_CACHE, or the user's cache folder."""
+    given = os.environ.get("MINIRES_CACHE")
+    return (Path(given) if given else Path.home() / ".cache" / "minires") / kind
 
 
 def definition_texts(definitions: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -99,6 +118,7 @@ class CupyDevice:
         self.xp = import_cupy()
         properties = self.xp.cuda.runtime.getDeviceProperties(number)
         self.multiprocessors = int(properties["multiProcessorCount"])
+        self.capability = int(properties["major"]), int(properties["minor"])
         self.number = number
         self._load = cache(self._compile)
 
@@ -108,6 +128,9 @@ class CupyDevice:
     def _compile(self, name: str, definitions: tuple[tuple[str, str], ...]) -> Module:
         options = ("-std=c++17", *(f"-D{key}={value}" for key, value in definitions))
         with self.xp.cuda.Device(self.number):
+            if self.capability == HOPPER:
+                path = cubin(self.xp.cuda.nvrtc, name, (*options, "-arch=sm_90a"))
+                return CupyModule(self.xp.RawModule(path=str(path)))
             return CupyModule(self.xp.RawModule(code=source.text(name), options=options))
 
     def address(self, array: Any) -> int:
@@ -115,6 +138,33 @@ class CupyDevice:
 
     def pointers(self, arrays: Sequence[Any]) -> Any:
         return self.xp.asarray(np.array([self.address(a) for a in arrays], np.uint64))
+
+
+def cubin(nvrtc: Any, name: str, options: tuple[str, ...]) -> Path:
+    """The machine code of a source, compiled by CuPy's NVRTC if it is not in the cache.
+
+    CuPy itself compiles for sm_90, where sm_90a's instructions are not known. Raises RuntimeError
+    with the compiler's message.
+    """
+    text, version = source.text(name), ".".join(map(str, nvrtc.getVersion()))
+    key = hashlib.sha256("\0".join([text, version, *options]).encode()).hexdigest()[:24]
+    target = cache_folder("cubins") / f"{Path(name).stem}-{key}.cubin"
+    if target.exists():
+        return target
+    program = nvrtc.createProgram(text, name, (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        code = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program)
+        raise RuntimeError(f"NVRTC {version} cannot compile {name}:\n{log}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as written:
+        written.write(code)
+    os.replace(written.name, target)
+    return target
 
 
 def import_cupy() -> Any:
@@ -146,6 +196,15 @@ def standing_in(device: Device) -> Iterator[Any]:
         yield device
     finally:
         _stand_in.pop()
+
+
+def capability_here() -> tuple[int, int] | None:
+    """Of the stand-in, or of CuPy's current device; None if CuPy was not imported."""
+    if _stand_in:
+        return _stand_in[-1].capability
+    if (cupy := sys.modules.get("cupy")) is None:
+        return None
+    return cupy_device(int(cupy.cuda.Device().id)).capability
 
 
 def device_of(array: Any) -> Device:

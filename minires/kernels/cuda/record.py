@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.cuda import source
-from minires.kernels.cuda.launch import Kernel, Module, Size, definition_texts, standing_in
+from minires.kernels.cuda.launch import (
+    HOPPER,
+    Kernel,
+    Module,
+    Size,
+    definition_texts,
+    standing_in,
+)
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_THREADS = 1024
@@ -41,8 +48,8 @@ class Recorder:
 
     xp = np
 
-    def __init__(self, multiprocessors: int) -> None:
-        self.multiprocessors = multiprocessors
+    def __init__(self, multiprocessors: int, capability: tuple[int, int]) -> None:
+        self.multiprocessors, self.capability = multiprocessors, capability
         self.launches: list[Launch] = []
 
     def module(self, name: str, **definitions: Any) -> Module:
@@ -86,7 +93,7 @@ def three(size: Size) -> tuple[int, int, int]:
 
 
 @contextmanager
-def device(multiprocessors: int = 132) -> Iterator[Recorder]:
+def device(multiprocessors: int = 132, capability: tuple[int, int] = HOPPER) -> Iterator[Recorder]:
     """Inside the block, CUDA kernels take NumPy arrays, and nothing runs: results are arbitrary."""
-    with standing_in(recorder := Recorder(multiprocessors)):
+    with standing_in(recorder := Recorder(multiprocessors, capability)):
         yield recorder

@@ -98,7 +98,8 @@ def test_the_systems_own_way_to_change_stacks(
 ) -> None:
     """For processors other than x86-64."""
     monkeypatch.setattr(emulate, "FLAGS", (*emulate.FLAGS, "-DMINIRES_UCONTEXT"))
-    monkeypatch.setattr(emulate, "_device", emulate.EmulatedDevice())
+    other = emulate.EmulatedDevice()
+    monkeypatch.setattr(emulate, "_device", lambda capability: other)
     for _ in range(2):
         x, y = planted("right")
         np.testing.assert_array_equal(y, x[::-1])

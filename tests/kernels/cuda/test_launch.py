@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,13 +160,43 @@ def test_importing_minires_imports_no_cupy() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+class FakeNvrtc:
+    """As much of CuPy's NVRTC as compiling needs."""
+
+    class NVRTCError(Exception): ...
+
+    def __init__(self) -> None:
+        self.options: list[tuple[str, ...]] = []
+        self.fails = False
+
+    def getVersion(self) -> tuple[int, int]:  # CuPy's names, here and below
+        return 12, 9
+
+    def createProgram(self, text: str, name: str, headers: Any, names: Any) -> str:
+        return text
+
+    def compileProgram(self, program: str, options: tuple[str, ...]) -> None:
+        if self.fails:
+            raise self.NVRTCError
+        self.options.append(options)
+
+    def getCUBIN(self, program: str) -> bytes:
+        return b"machine code"
+
+    def getProgramLog(self, program: str) -> str:
+        return "an error"
+
+    def destroyProgram(self, program: str) -> None: ...
+
+
 class FakeCupy:
     """As much of CuPy as launching needs: a module compiled, a function found and called."""
 
     uses: list[tuple[Any, ...]]
 
-    def __init__(self) -> None:
+    def __init__(self, capability: tuple[int, int] = (8, 0)) -> None:
         self.uses = []
+        self.compiler = FakeNvrtc()
         fake = self
 
         class Function:
@@ -176,8 +207,8 @@ class FakeCupy:
                 fake.uses.append((grid, block, args, shared_mem, allowed))
 
         class RawModule:
-            def __init__(self, code: str, options: tuple[str, ...]) -> None:
-                fake.uses.append((code, options))
+            def __init__(self, **given: Any) -> None:
+                fake.uses.append(tuple(given.values()))
 
             def get_function(self, name: str) -> Any:
                 return Function()
@@ -185,10 +216,12 @@ class FakeCupy:
         class Runtime:
             @staticmethod
             def getDeviceProperties(number: int) -> dict[str, int]:  # CuPy's name
-                return {"multiProcessorCount": 7}
+                major, minor = capability
+                return {"multiProcessorCount": 7, "major": major, "minor": minor}
 
         class Cuda:
             runtime = Runtime()
+            nvrtc = fake.compiler
 
             class Device:
                 def __init__(self, number: int) -> None:
@@ -213,3 +246,29 @@ def test_cupy_gets_the_whole_source_once_and_null_pointers(monkeypatch: pytest.M
     assert "struct f16" in code
     assert options == ("-std=c++17", "-DELEMENT=f16", "-DPACKED=1")
     assert first == second == ((3,), (32, 8), (np.uint64(0), 5), 100 << 10, 100 << 10)
+
+
+def test_hoppers_own_instructions_are_compiled_for(own_cache: Any, monkeypatch: Any) -> None:
+    """CuPy compiles for sm_90, which has no wgmma: the machine code is made and kept here."""
+    fake = FakeCupy(capability=(9, 0))
+    monkeypatch.setattr(launch, "import_cupy", lambda: fake)
+    for _ in range(2):
+        device = launch.CupyDevice(0)
+        assert device.capability == (9, 0)
+        device.module("sgd.cu", ELEMENT=np.dtype("float32"))
+    assert fake.compiler.options == [("-std=c++17", "-DELEMENT=float", "-arch=sm_90a")]
+    (path,), again = fake.uses
+    assert again == (path,)
+    assert Path(path).parent == own_cache / "cubins"
+    assert Path(path).read_bytes() == b"machine code"
+
+    fake.compiler.fails = True
+    with pytest.raises(RuntimeError, match=r"NVRTC 12\.9 cannot compile sgd\.cu:\nan error"):
+        launch.CupyDevice(0).module("sgd.cu", ELEMENT=np.dtype("float64"))
+
+
+def test_the_capability_that_kernels_are_chosen_by() -> None:
+    with record.device(capability=(8, 6)):
+        assert launch.capability_here() == (8, 6)
+        with record.device():
+            assert launch.capability_here() == launch.HOPPER
