@@ -91,7 +91,7 @@ class PutItem(Function):
         self.index, self.shape = index, shape
 
     def forward(self, y: Any) -> Any:
-        x = np.zeros(self.shape, y.dtype)
+        x = np.zeros_like(y, shape=self.shape)  # in y's order of axes: channels-last stays so
         if _selects_once(self.index):
             x[self.index] = y
         else:

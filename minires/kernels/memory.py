@@ -10,7 +10,9 @@ are gone, and the next array of about that size lives in the same place.
     memory.release()            # give back what nobody uses
 
 Free memory is kept by address: neighbours are joined, and a request takes the smallest piece that
-holds it, so that the pool grows to little more than the most that was ever in use at one time.
+holds it. It all lies in one range of addresses if the system allows, half as large as the machine's
+memory, of which only pages that were written to take any: so the end of a smaller range wastes
+nothing, and the pool grows to little more than the most that was ever in use at one time.
 
 Arrays start at whole cache lines, so that no vector straddles two; and sizes that are powers of
 two, which networks are made of, are laid out at changing offsets, because addresses that agree in
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import threading
 from bisect import bisect_left, insort
 from collections import deque
@@ -31,12 +34,17 @@ import numpy as np
 
 LINE = 64  # bytes: a cache line, and the widest vector
 SMALLEST = 1 << 18  # bytes: below it the allocator of the C library has memory at hand
-SEGMENT = 1 << 28  # bytes asked from the system at a time; untouched pages cost nothing
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Pages of our own: of memory that could be shared, Linux makes no large pages."""
+SEGMENT = 1 << 28  # bytes of addresses asked from the system at a time, at least
 
 
 @dataclass(frozen=True)
 class MemoryStatistics:
-    """Bytes of pooled memory: in arrays now, at most in arrays since the last reset, and mapped."""
+    """Bytes of pooled memory: in arrays now, and at most in arrays since the last reset.
+
+    reserved: what the pool holds of the system's memory: up to the highest place that was lent.
+    """
 
     in_use: int
     high_water: int
@@ -62,13 +70,26 @@ class _Lease:
         self.pool.returned.append((self.address, self.size))
 
 
-class Pool:
-    """Memory taken from the system in segments, lent out in pieces. Safe to use from threads."""
+def _plenty() -> int:
+    """Half the machine's memory in bytes, where addresses that nobody writes to cost nothing."""
+    if not hasattr(os, "sysconf"):  # Windows counts them all
+        return SEGMENT
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(SEGMENT, physical // 2 // SEGMENT * SEGMENT)
 
-    def __init__(self) -> None:
+
+class Pool:
+    """Memory taken from the system in segments, lent out in pieces. Safe to use from threads.
+
+    segment: bytes of addresses to ask for at a time; less where the system refuses.
+    """
+
+    def __init__(self, segment: int | None = None) -> None:
+        self.segment = _plenty() if segment is None else segment
         self.returned: deque[tuple[int, int]] = deque()
         self._lock = threading.Lock()
         self._segments: dict[int, tuple[mmap.mmap, int]] = {}  # by address: the map and its size
+        self._reached: dict[int, int] = {}  # by a segment's address: bytes up to the highest lent
         self._by_size: list[tuple[int, int]] = []  # free pieces, (size, address), sorted
         self._starts: dict[int, int] = {}  # of free pieces: address -> size
         self._ends: dict[int, int] = {}  # of free pieces: end -> address
@@ -97,7 +118,7 @@ class Pool:
         """How much is in use."""
         with self._lock:
             self._collect()
-            reserved = sum(size for _, size in self._segments.values())
+            reserved = sum(self._reached.values())
             return MemoryStatistics(self._in_use, self._high_water, reserved)
 
     def reset_high_water(self) -> None:
@@ -107,14 +128,29 @@ class Pool:
             self._high_water = self._in_use
 
     def release(self) -> None:
-        """Give segments in which no array lives back to the system."""
+        """Give the memory in which no array lives back to the system."""
         with self._lock:
             self._collect()
             for address, (segment, size) in list(self._segments.items()):
                 if self._starts.get(address) == size:
                     self._forget(address, size)
-                    del self._segments[address]
+                    del self._segments[address], self._reached[address]
                     segment.close()
+                else:
+                    self._reached[address] = self._drop_free(address, segment, size)
+
+    def _drop_free(self, address: int, segment: mmap.mmap, size: int) -> int:
+        """Let go of a segment's free pages; returns the bytes up to the highest piece in use."""
+        highest = size
+        for start, length in self._starts.items():
+            if address <= start < address + size:
+                first = -(-(start - address) // mmap.PAGESIZE) * mmap.PAGESIZE
+                last = (start + length - address) // mmap.PAGESIZE * mmap.PAGESIZE
+                if first < last and hasattr(mmap, "MADV_DONTNEED"):
+                    segment.madvise(mmap.MADV_DONTNEED, first, last - first)
+                if start + length == address + size:
+                    highest = start - address
+        return highest
 
     def _take(self, size: int) -> int:
         at = bisect_left(self._by_size, (size, 0))
@@ -125,17 +161,31 @@ class Pool:
         self._forget(address, free)
         if free > size:
             self._remember(address + size, free - size)
+        for start, (_, length) in self._segments.items():
+            if start <= address < start + length:
+                self._reached[start] = max(self._reached[start], address + size - start)
         return address
 
     def _grow(self, size: int) -> None:
-        size = max(SEGMENT, -(-size // SEGMENT) * SEGMENT)
-        segment = mmap.mmap(-1, size)
+        needed = -(-size // SEGMENT) * SEGMENT
+        wanted = max(self.segment, needed)
+        while True:
+            try:
+                segment = mmap.mmap(-1, wanted, **PRIVATE)
+                break
+            except OSError:
+                if wanted == needed:
+                    raise MemoryError(
+                        f"the system has no {size:,} bytes for an array; the pool holds "
+                        f"{self._in_use:,} in arrays that are in use. Make the batch smaller"
+                    ) from None
+                wanted = max(wanted // 2 // SEGMENT * SEGMENT, needed)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             segment.madvise(mmap.MADV_HUGEPAGE)
         # An address taken from a view would keep the map from being closed; this one does not.
         address = np.frombuffer(segment, np.uint8).ctypes.data
-        self._segments[address] = (segment, size)
-        self._remember(address, size)
+        self._segments[address], self._reached[address] = (segment, wanted), 0
+        self._remember(address, wanted)
 
     def _collect(self) -> None:
         """Take in what was returned, joined with its free neighbours in the same segment."""

@@ -186,6 +186,17 @@ def test_drawn_basic_slices(data: Any) -> None:
     check_operation(lambda x: x[index], lambda x: x[index], [rng.standard_normal(shape)], rng)
 
 
+def test_channels_last_memory_survives_a_strided_slice(rng: np.random.Generator) -> None:
+    """As on an option A shortcut: another order would have the join copied pixel by pixel."""
+    pixels = rng.standard_normal((2, 6, 6, 3))
+    x = mr.Tensor(pixels.transpose(0, 3, 1, 2), requires_grad=True)
+    y = mr.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 2))
+    y.backward(rng.standard_normal((2, 3, 3, 5)).transpose(0, 3, 1, 2))
+    assert x.grad is not None
+    for images in (y, x.grad):
+        assert images.data.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
 def test_a_slice_of_a_slice(rng: np.random.Generator) -> None:
     x = rng.standard_normal((4, 6))
     check_operation(lambda x: x[::-1, 1:][:, [0, 0, 3]][1], lambda x: x[::-1, 1:][:, [0, 0, 3]][1],

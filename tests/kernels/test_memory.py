@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import mmap
 import threading
 from typing import Any
 
@@ -20,7 +21,7 @@ BIG = SMALLEST // 4  # float32 numbers in the smallest pooled array
 
 @pytest.fixture
 def pool() -> Pool:
-    return Pool()
+    return Pool(SEGMENT)
 
 
 @pytest.mark.parametrize("shape", [0, 5, (3, 0), (), (7, 3), (2 * BIG,), (4, BIG, 3)])
@@ -73,7 +74,7 @@ def test_statistics(pool: Pool) -> None:
     used = pool.statistics()
     assert 2 * first.nbytes <= used.in_use <= 2 * first.nbytes + 2 * (4096 + LINE)
     assert used.high_water == used.in_use
-    assert used.reserved == SEGMENT
+    assert used.reserved == used.in_use
     del second
     now = pool.statistics()
     assert (now.in_use, now.high_water) == (used.in_use // 2, used.high_water)
@@ -84,11 +85,12 @@ def test_statistics(pool: Pool) -> None:
 def test_release_keeps_what_is_in_use(pool: Pool) -> None:
     large = pool.empty(SEGMENT // 4, np.float32)  # a segment of its own, and a line
     kept = pool.empty(BIG, np.float32)
+    freed = pool.empty(BIG, np.float32)
     kept[...] = 7
     reserved = pool.statistics().reserved
-    del large
+    del large, freed
     pool.release()
-    assert 0 < pool.statistics().reserved <= reserved
+    assert 0 < pool.statistics().reserved < reserved
     assert (kept == 7).all()
     del kept
     pool.release()
@@ -96,9 +98,53 @@ def test_release_keeps_what_is_in_use(pool: Pool) -> None:
     assert pool.empty(BIG, np.float32).size == BIG
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system keeps free pages")
+def test_release_drops_the_pages_between_arrays(pool: Pool) -> None:
+    first, middle, last = (pool.empty(BIG, np.float32) for _ in range(3))
+    for number, array in enumerate((first, middle, last), 1):
+        array[...] = number
+    place = middle.ctypes.data
+    del middle
+    pool.release()
+    again = pool.empty(BIG, np.float32)
+    assert again.ctypes.data == place
+    assert (again[1024:-1024] == 0).all()  # fresh from the system, but for the pages at its ends
+    assert (first == 1).all()
+    assert (last == 3).all()
+
+
+def test_no_array_is_turned_away_by_the_end_of_a_segment() -> None:
+    pool = Pool(1 << 32)
+    arrays = [pool.empty((3 * SEGMENT) // 4, np.uint8) for _ in range(4)]
+    used = pool.statistics()
+    assert used.reserved == used.in_use < 4 * SEGMENT
+    del arrays
+
+
+def test_addresses_that_the_system_refuses_are_asked_for_in_smaller_ranges(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    system = mmap.mmap
+
+    def refuse(number: int, size: int, **flags: int) -> mmap.mmap:
+        if size > SEGMENT:
+            raise OSError("Cannot allocate memory")
+        given.append(size)
+        return system(number, size, **flags)
+
+    pool.segment = 1 << 40
+    monkeypatch.setattr("minires.kernels.memory.mmap.mmap", refuse)
+    assert pool.empty(BIG, np.float32).size == BIG
+    assert given == [SEGMENT]
+    with pytest.raises(MemoryError, match="Make the batch smaller"):
+        pool.empty(SEGMENT, np.float32)
+    assert pool.empty(BIG, np.float32).size == BIG
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60))
 def test_live_arrays_never_overlap(steps: list[tuple[bool, int]]) -> None:
-    pool = Pool()
+    pool = Pool(SEGMENT)
     live: list[np.ndarray] = []
     array = None
     for number, (free, size) in enumerate(steps):
