@@ -135,6 +135,23 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def load_where(typingctx: Any, array: Any, index: Any, inside: Any) -> Any:
+    """`load`, or zeros if not `inside`, when nothing is read from the array; without a branch."""
+    if not (_flat(array) and isinstance(index, types.Integer)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        dtype = sig.args[0].dtype
+        vector = _llvm_vector(dtype)
+        zeros = cgutils.global_constant(builder, "zeros", ir.Constant(vector, None))
+        pointer = _element_pointer(context, builder, sig.args[0], *args[:2])
+        elsewhere = builder.bitcast(zeros, pointer.type)
+        return _load_vector(builder, builder.select(args[2], pointer, elsewhere), dtype)
+
+    return VectorType(array.dtype)(array, types.intp, types.boolean), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of element `index`, which may lie beyond the array's end."""
     if not (_flat(array) and isinstance(index, types.Integer)):
@@ -204,6 +221,18 @@ def fmuladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _fmuladd(builder, *args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def fnmuladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """c - a * b for vectors."""
+    if not (isinstance(a, VectorType) and a == b == c):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _fmuladd(builder, builder.fneg(args[0]), *args[1:])
 
     return a(a, a, a), codegen
 
@@ -312,9 +341,7 @@ def tile_product(
             element = builder.load(builder.gep(a_now, [a_offsets[r]]))
             element.align = bits
             a_vector = _splat(builder, element, dtype)
-            nexts += [
-                _fmuladd(builder, a_vector, b_vectors[v], sums[r * V + v]) for v in range(V)
-            ]
+            nexts += [_fmuladd(builder, a_vector, b_vectors[v], sums[r * V + v]) for v in range(V)]
         k_next = builder.add(k, integer(1))
         for phi, first, following in (
             (k, integer(0), k_next),

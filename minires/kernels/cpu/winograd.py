@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, store, tile_product
+from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, prefetch, store, tile_product
 from minires.kernels.cpu.winograd_tiles import (
     G,
     constants,
@@ -32,6 +32,7 @@ from minires.kernels.threads import num_threads
 ELEMENTS = 36  # of a transformed tile
 ROWS = 6  # of a register tile
 MAX_BATCH = 24
+BATCH_CHANNELS = 768  # of a batch, inputs' and outputs': V and M are to stay near the core
 PHASED_WEIGHT = 256 * 256  # from this many channel pairs on, the steps run over all tiles
 PHASED_GRADIENT = 128 * 128
 
@@ -78,6 +79,20 @@ def _accumulate(w, w_at, O, v, v_at, C, du, du_at, count, L, wide):
             o += 4
 
 
+@njit(cache=True)
+def _prefetch_share(x, first, count, total, e, L):
+    """Ask for one of 36 equal parts of what `count` tiles, or little more, cover of an array.
+
+    Doing so between products keeps the memory busy while the core multiplies. All at once they
+    would queue up, and the core with them.
+    """
+    per_tile = x.size // total
+    begin = (first * ELEMENTS + count * e) * per_tile // ELEMENTS
+    end = (first * ELEMENTS + count * (e + 1)) * per_tile // ELEMENTS
+    for i in range(begin, end, L):
+        prefetch(x, i)
+
+
 @njit(cache=True, parallel=True)
 def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):
     """Each worker takes `batch` tiles at a time through all three steps."""
@@ -95,6 +110,8 @@ def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):
             count = min(batch, total - first)
             load_tiles(x, shape, tiles, pad, first, count, v, v_step, patch, L, k)
             for e in range(ELEMENTS):
+                _prefetch_share(x, first + batch, count, total, e, L)
+                _prefetch_share(y, first, count, total, e, L)
                 _multiply(v, e * v_step, C, u, e * C * O, m, e * m_step, O, count, L, wide)
             store_tiles(m, m_step, out, tiles, first, count, y, patch, L, k)
 
@@ -139,6 +156,8 @@ def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L,
             load_tiles(x, shape, tiles, pad, first, count, v, v_step, patch, L, k)
             load_gradient_tiles(gy, out, tiles, first, count, w, w_step, patch, L, k)
             for e in range(ELEMENTS):
+                _prefetch_share(x, first + batch, count, total, e, L)
+                _prefetch_share(gy, first + batch, count, total, e, L)
                 _accumulate(
                     w, e * w_step, O, v, e * v_step, C, mine, e * C * O, count, L, wide
                 )  # fmt: skip
@@ -221,9 +240,7 @@ def _inverse_weight(du, weight, O, C, L, g):
                 for j in range(3):
                     total = fill(half, 0.0)
                     for e in range(6):
-                        total = fmuladd(
-                            fill(half, g[e, j]), load(half, (i * 6 + e) * C + c), total
-                        )
+                        total = fmuladd(fill(half, g[e, j]), load(half, (i * 6 + e) * C + c), total)
                     store(taps, (i * 3 + j) * C + c, total)
         for c in range(C):
             for tap in range(9):
@@ -234,9 +251,10 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _batch(total: int, workers: int) -> int:
+def _batch(total: int, workers: int, channels: int) -> int:
     """Tiles that a worker takes at a time: whole register tiles, and work for every worker."""
-    return min(MAX_BATCH, _round_up(max(1, total // workers), ROWS))
+    most = min(MAX_BATCH, max(1, BATCH_CHANNELS // channels))
+    return _round_up(min(most, max(1, total // workers)), ROWS)
 
 
 def _run(x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool) -> Any:
@@ -262,7 +280,7 @@ def _run(x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: 
             x.reshape(-1), u, y.reshape(-1), *sizes, workers, v, m, patches, L, wide
         )  # fmt: skip
     else:
-        batch = _batch(total, workers)
+        batch = _batch(total, workers, C + O)
         room = ELEMENTS * (batch * (C + O) + 2 * L + max(C, O))
         work = memory.zeros((workers, room), dtype)
         _convolve(x.reshape(-1), u, y.reshape(-1), *sizes, batch, workers, work, L, wide)
@@ -297,13 +315,11 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
             x.reshape(-1), gy.reshape(-1), du, *sizes, workers, v, w, patches, L, wide
         )
     else:
-        batch = _batch(total, workers)
+        batch = _batch(total, workers, C + O)
         room = ELEMENTS * (batch * (C + O) + 2 * L + max(C, O))
         work = memory.zeros((workers, room), dtype)
         du = memory.empty((workers, ELEMENTS * C * O), dtype)
-        _weight_gradient(
-            x.reshape(-1), gy.reshape(-1), du, *sizes, batch, workers, work, L, wide
-        )
+        _weight_gradient(x.reshape(-1), gy.reshape(-1), du, *sizes, batch, workers, work, L, wide)
     gweight = memory.empty((O, C, 3, 3), dtype)
     _inverse_weight(du, gweight.reshape(-1), O, C, L, G.astype(dtype))
     return gweight

@@ -27,10 +27,12 @@ Barabasz et al. (2018) on the choice of points.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import njit
 
-from minires.kernels.cpu.simd import fill, fmuladd, load, store
+from minires.kernels.cpu.simd import fill, fmuladd, fnmuladd, load, load_where, store
 
 POINT_A, POINT_B = 0.75, 1.5
 AA, BB = POINT_A**2, POINT_B**2
@@ -49,10 +51,23 @@ def kernel_matrix() -> np.ndarray:
 G = kernel_matrix()
 
 
+class Constants(NamedTuple):
+    """The numbers of the one-dimensional transforms, each in every lane."""
+
+    a: Any
+    b: Any
+    aa: Any
+    bb: Any
+    aabb: Any
+    aa_bb: Any
+    aaa: Any
+    bbb: Any
+
+
 @njit(cache=True)
 def constants(like):
-    """The numbers of the one-dimensional transforms, each in every lane."""
-    return (
+    """`Constants` as vectors of `like`'s dtype."""
+    return Constants(
         fill(like, POINT_A),
         fill(like, POINT_B),
         fill(like, AA),
@@ -65,41 +80,44 @@ def constants(like):
 
 
 @njit(cache=True)
+def _rest(d0, d2, d4, k):
+    """The row of B^T d for the point 0 from d0, d2, d4, or for infinity from d1, d3, d5."""
+    return fmuladd(k.aabb, d0, fnmuladd(k.aa_bb, d2, d4))
+
+
+@njit(cache=True)
+def _pair(d1, d2, d3, d4, p, qq):
+    """The rows of B^T d for the points p and -p; the other two are +-q."""
+    even, odd = fnmuladd(qq, d2, d4), p * fnmuladd(qq, d1, d3)
+    return even + odd, even - odd
+
+
+@njit(cache=True)
 def _bt(d0, d1, d2, d3, d4, d5, k):
     """B^T d for one line of six vectors."""
-    a, b, aa, bb, aabb, aa_bb, _, _ = k
-    even_a, odd_a = d4 - bb * d2, a * (d3 - bb * d1)
-    even_b, odd_b = d4 - aa * d2, b * (d3 - aa * d1)
-    return (
-        fmuladd(aabb, d0, d4 - aa_bb * d2),
-        even_a + odd_a,
-        even_a - odd_a,
-        even_b + odd_b,
-        even_b - odd_b,
-        fmuladd(aabb, d1, d5 - aa_bb * d3),
-    )
+    plus_a, minus_a = _pair(d1, d2, d3, d4, k.a, k.bb)
+    plus_b, minus_b = _pair(d1, d2, d3, d4, k.b, k.aa)
+    return _rest(d0, d2, d4, k), plus_a, minus_a, plus_b, minus_b, _rest(d1, d3, d5, k)
 
 
 @njit(cache=True)
 def _at(m0, m1, m2, m3, m4, m5, k):
     """A^T m for one line of six vectors: four outputs."""
-    a, b, aa, bb, _, _, aaa, bbb = k
     sum_a, diff_a = m1 + m2, m1 - m2
     sum_b, diff_b = m3 + m4, m3 - m4
     return (
         m0 + sum_a + sum_b,
-        fmuladd(a, diff_a, b * diff_b),
-        fmuladd(aa, sum_a, bb * sum_b),
-        fmuladd(aaa, diff_a, fmuladd(bbb, diff_b, m5)),
+        fmuladd(k.a, diff_a, k.b * diff_b),
+        fmuladd(k.aa, sum_a, k.bb * sum_b),
+        fmuladd(k.aaa, diff_a, fmuladd(k.bbb, diff_b, m5)),
     )
 
 
 @njit(cache=True)
 def _a(y0, y1, y2, y3, k):
     """A y for one line of four vectors: the adjoint of `_at`."""
-    a, b, aa, bb, _, _, aaa, bbb = k
-    even_a, odd_a = fmuladd(aa, y2, y0), fmuladd(aaa, y3, a * y1)
-    even_b, odd_b = fmuladd(bb, y2, y0), fmuladd(bbb, y3, b * y1)
+    even_a, odd_a = fmuladd(k.aa, y2, y0), fmuladd(k.aaa, y3, k.a * y1)
+    even_b, odd_b = fmuladd(k.bb, y2, y0), fmuladd(k.bbb, y3, k.b * y1)
     return y0, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, y3
 
 
@@ -114,35 +132,53 @@ def _store6(out, at, step, v):
 
 
 @njit(cache=True)
-def _input_line(x, at, row, k):
-    return _bt(
-        load(x, at),
-        load(x, at + row),
-        load(x, at + 2 * row),
-        load(x, at + 3 * row),
-        load(x, at + 4 * row),
-        load(x, at + 5 * row),
-        k,
-    )
+def _load_rest(x, at, row, k):
+    return _rest(load(x, at), load(x, at + 2 * row), load(x, at + 4 * row), k)
+
+
+@njit(cache=True)
+def _load_pair(x, at, row, p, qq):
+    d1, d2 = load(x, at + row), load(x, at + 2 * row)
+    return _pair(d1, d2, load(x, at + 3 * row), load(x, at + 4 * row), p, qq)
+
+
+@njit(cache=True)
+def _input_rest(x, p, row, C, out, q, step, k):
+    """One row of B^T d B, for the point 0 or, one row further down in x, for infinity."""
+    z0 = _load_rest(x, p, row, k)
+    z1 = _load_rest(x, p + C, row, k)
+    z2 = _load_rest(x, p + 2 * C, row, k)
+    z3 = _load_rest(x, p + 3 * C, row, k)
+    z4 = _load_rest(x, p + 4 * C, row, k)
+    z5 = _load_rest(x, p + 5 * C, row, k)
+    _store6(out, q, step, _bt(z0, z1, z2, z3, z4, z5, k))
+
+
+@njit(cache=True)
+def _input_pair(x, p, row, C, out, q, step, point, qq, k):
+    """Two rows of B^T d B, for a point and its negative."""
+    z0 = _load_pair(x, p, row, point, qq)
+    z1 = _load_pair(x, p + C, row, point, qq)
+    z2 = _load_pair(x, p + 2 * C, row, point, qq)
+    z3 = _load_pair(x, p + 3 * C, row, point, qq)
+    z4 = _load_pair(x, p + 4 * C, row, point, qq)
+    z5 = _load_pair(x, p + 5 * C, row, point, qq)
+    _store6(out, q, step, _bt(z0[0], z1[0], z2[0], z3[0], z4[0], z5[0], k))
+    _store6(out, q + 6 * step, step, _bt(z0[1], z1[1], z2[1], z3[1], z4[1], z5[1], k))
 
 
 @njit(cache=True)
 def _input_tile(x, at, row, C, out, to, step, L, k):
-    """B^T d B of one 6x6 tile: x[at + i*row + j*C + c] -> out[to + (6*i + j)*step + c]."""
+    """B^T d B of one 6x6 tile: x[at + i*row + j*C + c] -> out[to + (6*i + j)*step + c].
+
+    Row by row of the result: all 36 vectors at once do not fit the registers, reading x again does.
+    """
     for c in range(0, C, L):
         p, q = at + c, to + c
-        d0 = _input_line(x, p, row, k)
-        d1 = _input_line(x, p + C, row, k)
-        d2 = _input_line(x, p + 2 * C, row, k)
-        d3 = _input_line(x, p + 3 * C, row, k)
-        d4 = _input_line(x, p + 4 * C, row, k)
-        d5 = _input_line(x, p + 5 * C, row, k)
-        _store6(out, q, step, _bt(d0[0], d1[0], d2[0], d3[0], d4[0], d5[0], k))
-        _store6(out, q + 6 * step, step, _bt(d0[1], d1[1], d2[1], d3[1], d4[1], d5[1], k))
-        _store6(out, q + 12 * step, step, _bt(d0[2], d1[2], d2[2], d3[2], d4[2], d5[2], k))
-        _store6(out, q + 18 * step, step, _bt(d0[3], d1[3], d2[3], d3[3], d4[3], d5[3], k))
-        _store6(out, q + 24 * step, step, _bt(d0[4], d1[4], d2[4], d3[4], d4[4], d5[4], k))
-        _store6(out, q + 30 * step, step, _bt(d0[5], d1[5], d2[5], d3[5], d4[5], d5[5], k))
+        _input_rest(x, p, row, C, out, q, step, k)
+        _input_pair(x, p, row, C, out, q + 6 * step, step, k.a, k.bb, k)
+        _input_pair(x, p, row, C, out, q + 18 * step, step, k.b, k.aa, k)
+        _input_rest(x, p + row, row, C, out, q + 30 * step, step, k)
 
 
 @njit(cache=True)
@@ -208,17 +244,13 @@ def _gradient_tile(gy, at, row, O, out, to, step, L, k):
 @njit(cache=True)
 def _copy_window(x, n, H, W, C, top, left, size, patch, L):
     """A size x size window of image n into `patch`, with zeros where it leaves the image."""
-    zero = fill(x, 0.0)
     for i in range(size):
+        row = 0 <= top + i < H
+        at, to = ((n * H + top + i) * W + left) * C, i * size * C
         for j in range(size):
-            to = (i * size + j) * C
-            if 0 <= top + i < H and 0 <= left + j < W:
-                at = ((n * H + top + i) * W + left + j) * C
-                for c in range(0, C, L):
-                    store(patch, to + c, load(x, at + c))
-            else:
-                for c in range(0, C, L):
-                    store(patch, to + c, zero)
+            inside = row and 0 <= left + j < W
+            for c in range(j * C, j * C + C, L):
+                store(patch, to + c, load_where(x, at + c, inside))
 
 
 @njit(cache=True)
