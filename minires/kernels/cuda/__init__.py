@@ -16,9 +16,10 @@ from typing import Any
 from minires.kernels import operations  # what the kernels below are registered for
 from minires.kernels.condition import never
 from minires.kernels.geometry import ConvGeometry
-from minires.kernels.registry import Condition, register
+from minires.kernels.registry import Condition, Workspace, register
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
+PASSES = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
 def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
@@ -32,6 +33,16 @@ def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     return kernel
 
 
+def _late_workspace(module: str, function: str, *first: Any) -> Workspace:
+    """A workspace function of (*first, geometry, dtype) whose module is imported when asked."""
+
+    def workspace(g: Any, dtype: str) -> int:
+        loaded = importlib.import_module(f"minires.kernels.cuda.{module}")
+        return int(getattr(loaded, function)(*first, g, dtype))
+
+    return workspace
+
+
 def _add(
     operation: str,
     name: str,
@@ -43,10 +54,12 @@ def _add(
     worth: Condition | None = None,
     dtypes: tuple[str, ...] = FLOATS,
     exact: bool = True,
+    workspace: Workspace | None = None,
 ) -> None:
     add = register(
-        operation, backend="cuda", name=name, only=only, worth=worth, dtypes=dtypes, exact=exact
-    )
+        operation, backend="cuda", name=name, only=only, worth=worth, dtypes=dtypes, exact=exact,
+        workspace=workspace,
+    )  # fmt: skip
     add(_late(module, function or operation, summary))
 
 
@@ -56,13 +69,24 @@ def _few_groups(g: ConvGeometry) -> bool:
 
 
 def _winograd(g: ConvGeometry) -> bool:
-    """3x3, stride 1, no dilation, no groups, padding up to 2."""
+    """3x3, stride 1, no dilation, no groups, padding up to 2, C and O multiples of 4."""
     return (
         g.kernel == (3, 3)
         and g.stride == g.dilation == (1, 1)
         and g.groups == 1
         and max(g.padding) <= 2
+        and g.C % 4 == g.O % 4 == 0
     )
+
+
+def _wide(g: ConvGeometry) -> bool:
+    """64 channels and more: the saved products outweigh the transforms."""
+    return min(g.C, g.O) >= 64
+
+
+def _pointwise(g: ConvGeometry) -> bool:
+    """1x1, stride 1, no padding, no groups, C and O multiples of 4."""
+    return g.pointwise and g.stride == (1, 1) and g.C % 4 == g.O % 4 == 0
 
 
 def _inputs(chunk: int) -> Condition:
@@ -95,7 +119,7 @@ def _both(chunk: int) -> Condition:
     return only
 
 
-for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+for _pass in PASSES:
     for _name, _worth, _summary in (
         ("im2col", None, "im2col and a tiled product, written out to be read."),
         ("direct", None, "The definition, a thread per result; for grouped convolutions."),
@@ -114,12 +138,18 @@ for _pass, _even in (
         _pass, "tf32", "tensor", "Tensor cores: factors rounded to 10 bits; only when named.",
         function=f"tensor_{_pass}", only=_even(4), worth=never, dtypes=FLOATS[:1], exact=False,
     )  # fmt: skip
-for _tile, _name in ((2, "winograd2"), (4, "winograd4")):
-    for _pass in ("conv2d", "conv2d_grad_input"):
+for _pass in PASSES:
+    _add(
+        _pass, "product", "product", "A plain product of the pixels, copied past registers.",
+        function=f"product_{_pass}", only=_pointwise, dtypes=FLOATS[:2],
+    )  # fmt: skip
+_tiles: tuple[tuple[int, Condition], ...] = ((2, never), (4, _wide))
+for _tile, _where in _tiles:
+    for _pass in PASSES:
         _add(
-            _pass, _name, "winograd", f"Winograd F({_tile}x{_tile}, 3x3); only when named.",
-            function=f"{_name}_{_pass}", only=_winograd, worth=never, dtypes=FLOATS[:2],
-            exact=False,
+            _pass, f"winograd{_tile}", "winograd", f"Winograd F({_tile}x{_tile}, 3x3).",
+            function=f"winograd{_tile}_{_pass}", only=_winograd, worth=_where, dtypes=FLOATS[:2],
+            exact=False, workspace=_late_workspace("winograd", "workspace", _pass, _tile),
         )  # fmt: skip
 _add("linear", "implicit", "conv", "A 1x1 convolution in registers.")
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):

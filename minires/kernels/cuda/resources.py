@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from minires.kernels.cuda import source
-from minires.kernels.cuda.tiles import TILES, WARP_TILES, WEIGHT_TILES, WEIGHT_WARP_TILES
+from minires.kernels.cuda.tiles import (
+    PRODUCT_TILES,
+    TILES,
+    WARP_TILES,
+    WEIGHT_TILES,
+    WEIGHT_WARP_TILES,
+)
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 RESULTS = Path("benchmarks/results/cuda_resources.json")
@@ -84,6 +90,8 @@ def _variants() -> list[Variant]:
     found.append(variant("conv_implicit.cu", ELEMENT="bf16", PACKED=1, **TILES[1].definitions))
     found += [variant("conv_winograd.cu", ELEMENT=t, TILE=m) for t in ("float", "double")
               for m in (2, 4)]  # fmt: skip
+    found += [variant("product.cu", ELEMENT=t, **tile.definitions) for t in ("float", "double")
+              for tile in PRODUCT_TILES if t == "float" or tile.TM * tile.TN <= 32]  # fmt: skip
     for t in ("f16", "bf16", "float"):
         found += [variant("conv_tensor.cu", ELEMENT=t, **k.definitions) for k in WARP_TILES]
         found += [variant("conv_tensor_weight.cu", ELEMENT=t, **k.definitions)

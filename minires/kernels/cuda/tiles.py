@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from minires.kernels.cuda.arrays import ceil_div
 
@@ -24,6 +25,71 @@ class Tile:
     def definitions(self) -> dict[str, int]:
         return {"BM": self.BM, "BN": self.BN, "TM": self.TM, "TN": self.TN}
 
+    @property
+    def product_shared(self) -> int:
+        """Bytes of shared memory of product.cu: 64 of each row and 16 between, for three steps."""
+        return 3 * (self.BM + self.BN) * (PRODUCT_STEP + 16)
+
+    @property
+    def reuse(self) -> float:
+        """Multiply-adds per number that a thread reads from shared memory."""
+        return self.TM * self.TN / (self.TM + self.TN)
+
+
+PRODUCT_STEP = 64
+"""Bytes of each row of a factor that product.cu takes at a step."""
+
+PRODUCT_TILES = (Tile(128, 128, 8, 8), Tile(128, 64, 8, 8), Tile(64, 64, 8, 8), Tile(64, 64, 4, 8),
+                 Tile(32, 64, 4, 8), Tile(128, 32, 8, 4))  # fmt: skip
+"""For product.cu; those of 32 numbers a thread serve float64 too."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """The sizes of `batch` products (rows x length) @ (length x columns)."""
+
+    rows: int
+    columns: int
+    length: int
+    batch: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tile, and over how many blocks each sum is split."""
+
+    tile: Tile
+    splits: int
+
+
+@cache
+def plan(product: Product, tiles: tuple[Tile, ...], shortest: int, processors: int) -> Plan:
+    """The tile and the split with which the busiest multiprocessor ends first.
+
+    Blocks are dealt out evenly, and the last of them may run alone: 196 blocks take 132
+    multiprocessors as long as 264. A part of a sum has `shortest` terms at least.
+    """
+    p, usable = product, [t for t in tiles if product.itemsize < 8 or t.TM * t.TN <= 32]
+
+    def time(choice: Plan) -> float:
+        """In multiply-adds of one multiprocessor at its full rate."""
+        t, parts = choice.tile, choice.splits
+        blocks = ceil_div(p.rows, t.BM) * ceil_div(p.columns, t.BN) * p.batch * parts
+        terms = ceil_div(p.length, parts) + FILLING
+        product = ceil_div(blocks, processors) * t.BM * t.BN * terms * 4 / t.reuse
+        written = p.rows * p.columns * p.batch * p.itemsize * (2 * parts if parts > 1 else 0)
+        return product + written * ADDS_PER_BYTE / processors
+
+    most = max(1, min(MOST_SPLITS, p.length // shortest))
+    return min((Plan(t, s) for t in usable for s in range(1, most + 1)), key=time)
+
+
+MOST_SPLITS = 64
+FILLING = 32
+"""A block's start and end, in terms of its sum: the pipeline fills, the results are written."""
+ADDS_PER_BYTE = 8
+"""Multiply-adds in float32 that an H100 does while its memory moves a byte: 30 T/s, 3.35 TB/s."""
 
 WEIGHT_TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4), Tile(32, 64, 4, 4), Tile(16, 64, 4, 4))
 """For weight gradients: rows are output channels, columns the inputs of a window."""
