@@ -40,6 +40,7 @@ from minires.kernels.threads import set_num_threads
 if TYPE_CHECKING:
     from minires import anatomy, bench, data, experiments, models, optim, testing, training
     from minires.bench.profile import profile
+    from minires.bench.tune import tune
     from minires.files import load_file, save_file
     from minires.testing.gradcheck import gradcheck, gradgradcheck
 
@@ -61,6 +62,7 @@ _LATE = {
     "load_file": "minires.files",
     "profile": "minires.bench.profile",
     "save_file": "minires.files",
+    "tune": "minires.bench.tune",
 }
 
 

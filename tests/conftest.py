@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 
 import minires as mr
 
+# Kernels are chosen by the registered conditions, whatever was measured on this machine before.
+os.environ["MINIRES_TUNING"] = "off"
+
 # HYPOTHESIS_PROFILE=ci draws the same examples every time, =thorough draws many.
 # No deadlines: the first call of a kernel may compile it.
 _SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

@@ -11,7 +11,6 @@ on them or on a ragged shape is refused and not timed (`gate.py`). The others ar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,11 +19,12 @@ import numpy as np
 
 from minires._names import unknown
 from minires.bench.costs import Cost, bound, cost
-from minires.bench.gate import PASSES, Problem, ragged
+from minires.bench.gate import PASSES, Problem, precision_of, ragged
 from minires.bench.layers import ConvLayer
 from minires.bench.limits import Limits, limits
 from minires.bench.machine import machine
 from minires.bench.peers import PEERS, check_installed, installed, peer_calls
+from minires.bench.places import Call, Place, place_of
 from minires.bench.timing import Times, interleave
 from minires.kernels import ConvGeometry, Kernel, Operation, available, memory
 
@@ -112,6 +112,7 @@ class ConvReport:
     rounds: int
     rows: list[Row] = field(default_factory=list)
     unsupported: list[tuple[str, str, str]] = field(default_factory=list)
+    device: str = "cpu"
 
     @property
     def refused(self) -> list[Row]:
@@ -126,10 +127,11 @@ class ConvReport:
         return {
             "kind": "minires kernels bench",
             "format": 1,
-            "machine": machine(),
+            "machine": machine(self.device),
             "limits": {
                 "gflops": dict(self.limits.gflops), "copy_gbs": self.limits.copy_gbs,
                 "threads": self.limits.threads, "measured": self.limits.measured,
+                "device": self.limits.machine,
             },
             "rounds": self.rounds,
             "rows": [row.record() for row in self.rows],
@@ -144,6 +146,7 @@ def bench_conv(
     own: Sequence[Kernel] = (),
     rounds: int = 7,
     dtype: str = "float32",
+    device: str | Place = "cpu",
     limit: Limits | None = None,
     progress: Progress | None = None,
 ) -> ConvReport:
@@ -156,33 +159,42 @@ def bench_conv(
     own: kernels of yours (`minires.kernels.load`), timed first; "default" is what minires would
         choose without them.
     rounds: visits to each contender. limit: of the machine, measured if not given.
+    dtype: on a CUDA device "float16", "bfloat16" and "tf32" too, the last for float32 arrays whose
+        factors may be rounded.
 
-    Raises ValueError for unknown names, ImportError if PyTorch is asked for and not installed.
+    Raises ValueError for unknown names, ImportError if PyTorch is asked for and not installed, and
+    as `place_of`.
     """
-    names = checked_kernels(kernels or default_kernels(), passes)
-    report = ConvReport(limits() if limit is None else limit, rounds)
+    place = place_of(device)
+    names = checked_kernels(kernels or default_kernels(place.backend), passes, place.backend)
+    found = limits(device=place.name) if limit is None else limit
+    report = ConvReport(found, rounds, device=place.name)
     for layer in layers:
         for name in passes:
             operation_name = PASSES[name]
             if operation_name == "conv2d_grad_input" and not layer.needs_grad_input:
                 continue
-            problem = Problem(operation_name, layer.geometry, dtype)
-            _bench_pass(report, layer, problem, names, own, progress)
+            storage = "float32" if dtype == "tf32" else dtype
+            problem = Problem(operation_name, layer.geometry, storage, place=place)
+            _bench_pass(report, layer, problem, names, own, dtype, progress)
     return report
 
 
-def default_kernels() -> list[str]:
+def default_kernels(backend: str = "cpu") -> list[str]:
     """What is compared if nobody says what."""
-    return [DEFAULT, "im2col", *(peer for peer in PEERS if installed(peer))]
+    plain = "im2col" if backend == "cpu" else "implicit"
+    return [DEFAULT, plain, *(peer for peer in PEERS if installed(peer))]
 
 
-def checked_kernels(names: Sequence[str], passes: Sequence[str]) -> list[str]:
+def checked_kernels(
+    names: Sequence[str], passes: Sequence[str], backend: str = "cpu"
+) -> list[str]:
     """The names without repetition. Raises ValueError for a kernel or pass that does not exist,
     ImportError for a library that is not installed."""
     for name in passes:
         if name not in PASSES:
             raise ValueError(unknown("pass", name, PASSES))
-    known = {k.name for name in passes for k in available(PASSES[name]) if k.backend == "cpu"}
+    known = {k.name for name in passes for k in available(PASSES[name]) if k.backend == backend}
     for name in names:
         if name in PEERS:
             check_installed(name)
@@ -193,25 +205,27 @@ def checked_kernels(names: Sequence[str], passes: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Contender:
-    call: Callable[[], Any]
+    call: Call
     row: Row
     first_call: float
 
 
 def _bench_pass(
     report: ConvReport, layer: ConvLayer, problem: Problem, names: Sequence[str],
-    own: Sequence[Kernel], progress: Progress | None,
+    own: Sequence[Kernel], dtype: str, progress: Progress | None,
 ) -> None:  # fmt: skip
     about = f"{layer.label}, {problem.operation}"
     contenders: dict[str, _Contender] = {}
-    for row, call, kernel in _contestants(report, layer, problem, names, own):
+    for row, call, kernel in _contestants(report, layer, problem, names, own, dtype):
         if progress is not None:
             progress(f"{about}: checking {row.kernel}")
-        first = None
+        first, precision = None, dtype
         if kernel is not None:
-            row, first = _checked_on_ragged(row, kernel, problem)
+            refused, shape, first = checked_on_ragged(kernel, problem)
+            row = replace(row, refused=refused, ragged=shape)
+            precision = precision_of(kernel, problem.dtype.name)
         if not row.refused:
-            verdict = problem.check(call)
+            verdict = problem.check(call, precision)
             row = replace(row, error=_number(verdict.error), refused=verdict.wrong)
             first = verdict.first_call if first is None else first
         contenders[row.kernel] = _Contender(call, row, first or 0.0)
@@ -222,6 +236,7 @@ def _bench_pass(
             timed,
             report.rounds,
             first_calls={n: contenders[n].first_call for n in timed},
+            reading=problem.place.reading,
             progress=progress and (lambda n: progress(f"{about}: timing {n}")),
         )
     report.rows += [replace(c.row, times=times.get(n)) for n, c in contenders.items()]
@@ -229,29 +244,29 @@ def _bench_pass(
 
 def _contestants(
     report: ConvReport, layer: ConvLayer, problem: Problem, names: Sequence[str],
-    own: Sequence[Kernel],
-) -> Iterator[tuple[Row, Callable[[], Any], Kernel | None]]:  # fmt: skip
+    own: Sequence[Kernel], dtype: str,
+) -> Iterator[tuple[Row, Call, Kernel | None]]:  # fmt: skip
     """(row, call, kernel of ours) for everyone that can solve the problem, each once."""
-    g, dtype = problem.geometry, problem.dtype.name
+    g, backend, place = problem.geometry, problem.place.backend, problem.place
     total = cost(problem.operation, problem.args)
     row = Row(
         layer.label, str(g), layer.count, problem.operation, "", dtype, False, total,
         bound(total, report.limits, dtype),
     )  # fmt: skip
-    mine = [k for k in own if k.operation == problem.operation and k.backend == "cpu"]
+    mine = [k for k in own if k.operation == problem.operation and k.backend == backend]
     # A copy of the operation that does not know the user's kernels.
     usual = Operation(problem.operation, "")
     usual.kernels = [k for k in available(problem.operation) if k not in mine]
-    choice = usual.select("cpu", g, dtype)
-    ours = {k.name: k for k in (*usual.kernels, *mine) if k.backend == "cpu"} | {DEFAULT: choice}
+    choice = _usual_choice(usual, backend, g, dtype)
+    ours = {k.name: k for k in (*usual.kernels, *mine) if k.backend == backend} | {DEFAULT: choice}
     seen: set[str] = set()
     for name in (*(k.name for k in mine), *names):
         if name in PEERS:
-            for shown, call in peer_calls(name, problem).items():
+            for shown, call in peer_calls(name, problem, dtype).items():
                 yield replace(row, kernel=shown), call, None
             continue
         kernel = ours.get(name)
-        if kernel is None or not kernel.supports(g, dtype):
+        if kernel is None or not kernel.supports(g, problem.dtype.name):
             report.unsupported.append((layer.label, problem.operation, name))
         elif kernel.name not in seen:
             seen.add(kernel.name)
@@ -261,46 +276,65 @@ def _contestants(
                 chosen=kernel is choice,
                 workspace=_workspace(kernel, problem),
             )
-            yield found, _call(kernel, problem), kernel
+            yield found, place.call(kernel.function, problem.args), kernel
+
+
+def _usual_choice(usual: Operation, backend: str, g: ConvGeometry, dtype: str) -> Kernel:
+    """What minires computes this with, at this precision."""
+    if dtype == "tf32":
+        named = [k for k in usual.usable(backend, g) if "tf32" in k.name]
+        if named:
+            return named[-1]
+    return usual.select(backend, g, "float32" if dtype == "tf32" else dtype)
 
 
 def _workspace(kernel: Kernel, problem: Problem) -> int | None:
-    """Bytes besides arguments and result: as stated, or as the pool of large arrays saw."""
+    """Bytes besides arguments and result: as stated, or of the arrays that a CPU kernel of ours
+    asks for, the large ones at their peak, those too small for the pool added up."""
     stated = kernel.workspace_bytes(problem.geometry, problem.dtype.name)
     if stated is not None or not kernel.function.__module__.startswith("minires.kernels.cpu"):
         return stated
+    kernel.function(*problem.args)  # what is kept between calls is there now
+    small, original = 0, memory.empty
+
+    def counted(shape: Any, dtype: Any) -> Any:
+        nonlocal small
+        array = original(shape, dtype)
+        small += array.nbytes if array.nbytes < memory.SMALLEST else 0
+        return array
+
     before = memory.statistics().in_use
     memory.reset_high_water()
-    result = _call(kernel, problem)()
-    seen = memory.statistics().high_water - before - result.nbytes
-    return seen if seen >= memory.SMALLEST else None  # smaller arrays do not come from the pool
+    memory.empty = counted
+    try:
+        result = kernel.function(*problem.args)
+    finally:
+        memory.empty = original
+    return memory.statistics().high_water - before + small - int(result.nbytes)
 
 
-def _call(kernel: Kernel, problem: Problem) -> Callable[[], Any]:
-    function, args = kernel.function, problem.args
-    return lambda: function(*args)
-
-
-def _checked_on_ragged(row: Row, kernel: Kernel, problem: Problem) -> tuple[Row, float | None]:
+def checked_on_ragged(kernel: Kernel, problem: Problem) -> tuple[str, str | None, float | None]:
     """Hold the kernel to the reference on a ragged shape, which is small: it also shows whether
-    the timed one would take forever. Returns the row and the seconds of the first call."""
+    the timed one would take forever.
+
+    Returns why it is refused if it is, the shape if there is one, and the seconds of its first
+    call.
+    """
     g: ConvGeometry | None = ragged(kernel, problem.geometry, problem.dtype.name)
     if g is None:
-        return row, None
-    small = Problem(problem.operation, g, problem.dtype)
-    call = _call(kernel, small)
-    verdict = small.check(call)
+        return "", None, None
+    small = Problem(problem.operation, g, problem.dtype, place=problem.place)
+    call = problem.place.call(kernel.function, small.args)
+    verdict = small.check(call, precision_of(kernel, problem.dtype.name))
     refused = f"on {g}: {verdict.wrong}" if verdict.wrong else ""
     if not refused:
-        start = time.perf_counter()
-        call()
         times = problem.geometry.multiply_adds / max(g.multiply_adds, 1)
-        expected = (time.perf_counter() - start) * times
+        expected = problem.place.reading(call, 1) * times
         if expected > PATIENCE:
             refused = (
                 f"a call would take about {expected:,.0f} s, going by {g}; time a smaller shape"
             )
-    return replace(row, ragged=str(g), refused=refused), verdict.first_call
+    return refused, str(g), verdict.first_call
 
 
 def _number(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The two limits of this machine: how fast it multiplies matrices, how fast it moves memory.
+"""The two limits of a machine or of its GPU: how fast it multiplies matrices and moves memory.
 
 No direct convolution is faster than the first, nothing that touches large arrays once is faster
 than the second. They are measured, not looked up, because they depend on the clock, the vector
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,10 @@ from typing import Any
 import numpy as np
 
 from minires.bench.machine import caches, memory, processor_name
+from minires.bench.places import Place, place_of
 from minires.files import atomic_write_text
+from minires.kernels.environment import cache_folder
+from minires.kernels.selection import facts_of
 from minires.kernels.threads import available_cores, num_threads
 
 DTYPES = ("float32", "float64")
@@ -42,7 +44,8 @@ class Limits:
     gflops: 10^9 operations/s of a matrix product, by name of dtype; the best of BLAS on large
         matrices and of our own register tile in the L1 cache, which `blas` and `tile` give apart.
     copy_gbs: 10^9 bytes/s of copying large arrays, reads and writes both counted.
-    machine: the processor. measured: when, UTC.
+    machine: the processor. measured: when, UTC. device: "cpu", or "cuda" for a GPU, whose
+        name `machine` has then; `tile` are loops over its registers, and threads do not count.
     """
 
     gflops: Mapping[str, float]
@@ -52,10 +55,18 @@ class Limits:
     blas: Mapping[str, float] = field(default_factory=dict)
     tile: Mapping[str, float] = field(default_factory=dict)
     measured: str = ""
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """`AMD EPYC, 2 threads`, or the name of the GPU."""
+        if self.device != "cpu":
+            return self.machine
+        return f"{self.machine}, {self.threads} thread{'s' * (self.threads != 1)}"
 
     def rate(self, dtype: Any) -> float:
         """10^9 operations/s in this dtype. Raises ValueError for one that was not measured."""
-        name = np.dtype(dtype).name
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
         if name not in self.gflops:
             raise ValueError(
                 f"limits: the matrix-product rate was measured in {', '.join(self.gflops)}, "
@@ -68,14 +79,19 @@ class Limits:
         return self.rate(dtype) / self.copy_gbs
 
 
-def limits(threads: int | None = None, refresh: bool = False) -> Limits:
+def limits(
+    threads: int | None = None, refresh: bool = False, device: str = "cpu"
+) -> Limits:
     """The limits of this machine on `threads` threads, by default as many as minires uses.
 
     Measured once, in about two seconds, and kept in `cache_folder()` by processor, threads and
     version; `refresh` measures again (they were taken on a busy machine, say). Where the folder
     cannot be written they are kept for this process alone.
 
-    Raises ValueError unless the number is between 1 and the available cores.
+    device: "cuda" for those of the GPU, by its name, driver and capability.
+
+    Raises ValueError unless the number is between 1 and the available cores and the device is
+    known, and what `minires.bench.places.Gpu` raises without a GPU.
     """
     count = num_threads() if threads is None else threads
     if not 1 <= count <= available_cores():
@@ -83,10 +99,12 @@ def limits(threads: int | None = None, refresh: bool = False) -> Limits:
             f"limits: threads must be from 1 to {available_cores()}, the available cores; "
             f"got {threads}"
         )
-    path = cache_folder() / f"limits-{_key(count)}.json"
+    place = place_of(device)
+    name = f"limits-{_key(count)}" if device == "cpu" else f"limits-cuda-{_device_key()}"
+    path = cache_folder() / f"{name}.json"
     found = None if refresh else (_known.get(path) or _read(path))
     if found is None:
-        found = _measure(count)
+        found = _measure(count) if device == "cpu" else measure_device(place)
         _write(path, found)
     _known[path] = found
     return found
@@ -95,17 +113,16 @@ def limits(threads: int | None = None, refresh: bool = False) -> Limits:
 _known: dict[Path, Limits] = {}
 
 
-def cache_folder() -> Path:
-    """Where measured limits are kept: $XDG_CACHE_HOME/minires, by default ~/.cache/minires."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard says that a relative path is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minires"
-
-
 def _key(threads: int) -> str:
     import minires
 
     parts = (processor_name(), available_cores(), threads, minires.__version__, np.__version__)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _device_key() -> str:
+    facts = facts_of("cuda")
+    parts = [(name, facts[name]) for name in sorted(facts) if name != "kernels"]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -138,6 +155,23 @@ def _measure(threads: int) -> Limits:
         blas=blas,
         tile=tile,
         measured=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def measure_device(place: Place, **sizes: int) -> Limits:
+    """The limits of a CUDA device, or of the emulator; sizes: as of `device_rates`."""
+    from minires.bench.device_limits import device_rates
+
+    ours, blas, copy = device_rates(place, **sizes)
+    return Limits(
+        gflops={dtype: max(rate, blas.get(dtype, 0.0)) for dtype, rate in ours.items()},
+        copy_gbs=copy,
+        threads=1,
+        machine=str(facts_of("cuda")["gpu"]),
+        blas=blas,
+        tile=ours,
+        measured=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        device="cuda",
     )
 
 

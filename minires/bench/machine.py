@@ -12,25 +12,30 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from minires.kernels.host import processor_name, sysctl
+
 VECTOR_EXTENSIONS = {
     "sse2": "SSE2", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "avx512f": "AVX-512F",
     "avx512vnni": "AVX-512 VNNI", "neon": "NEON", "sve": "SVE",
 }  # fmt: skip
 
-PACKAGES = ("numpy", "numba", "llvmlite", "torch")
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "cupy-cuda12x", "cupy-cuda13x")
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """The facts that go with every record of timings, as plain values for JSON.
 
     caches: bytes by name ("L1d", "L2", "L3") of the first core, where the system tells; memory in
     bytes. versions: of Python and of the packages that compute, None for one not installed.
     commit: of the source tree that minires is imported from, None for an installed package.
+    device: "cuda" adds "gpu", with its name, capability, driver and memory in bytes.
     """
     import minires
     from minires.kernels.threads import available_cores, num_threads
 
+    gpu = {"gpu": gpu_facts()} if device == "cuda" else {}
     return {
+        **gpu,
         "cpu": processor_name(),
         "cores": available_cores(),
         "threads": num_threads(),
@@ -49,16 +54,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
-def processor_name() -> str:
-    """The processor as it calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
+def gpu_facts() -> dict[str, Any]:
+    """The CUDA device that CuPy computes on, and what drives it."""
+    from minires.kernels.cuda.launch import import_cupy
+
+    cuda = import_cupy().cuda
+    properties = cuda.runtime.getDeviceProperties(cuda.Device().id)
+    return {
+        "name": properties["name"].decode(),
+        "capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": int(properties["multiProcessorCount"]),
+        "memory": int(properties["totalGlobalMem"]),
+        "driver": int(cuda.runtime.driverGetVersion()),
+        "runtime": int(cuda.runtime.runtimeGetVersion()),
+    }
 
 
 def vector_extensions() -> list[str]:
@@ -85,7 +94,7 @@ def caches() -> dict[str, int]:
             found[f"L{level}" + ("d" if kind == "Data" else "")] = int(size[:-1]) * unit
     if not found:
         names = {"L1d": "hw.l1dcachesize", "L2": "hw.l2cachesize", "L3": "hw.l3cachesize"}
-        sizes = {level: _sysctl(name) for level, name in names.items()}
+        sizes = {level: sysctl(name) for level, name in names.items()}
         found = {level: int(size) for level, size in sizes.items() if size.isdecimal()}
     return found
 
@@ -141,16 +150,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _sysctl(name: str) -> str:
-    """A fact of macOS, or nothing."""
-    if platform.system() != "Darwin":
-        return ""
-    try:
-        done = subprocess.run(
-            ["sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()

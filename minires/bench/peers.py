@@ -9,11 +9,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from minires._names import unknown
 from minires.bench.gate import Problem
 from minires.bench.machine import package_version
+from minires.bench.places import from_torch, to_torch
 from minires.kernels.threads import num_threads
 
 PEERS = ("torch",)
@@ -36,41 +35,54 @@ def check_installed(peer: str) -> None:
         )
 
 
-def peer_calls(peer: str, problem: Problem) -> dict[str, Callable[[], Any]]:
-    """Calls of another library that solve the problem, by name; they return arrays.
+def peer_calls(
+    peer: str, problem: Problem, precision: str = ""
+) -> dict[str, Callable[[], Any]]:
+    """Calls of another library that solve the problem at its place, by name.
 
-    Raises as `check_installed`.
+    precision: "tf32" for factors rounded to it on a CUDA device; otherwise they are not. What a
+    call returns is for the place's `get`. Raises as `check_installed`.
     """
     check_installed(peer)
-    return _torch_calls(problem)
+    return _torch_calls(problem, precision)
 
 
-def _torch_calls(problem: Problem) -> dict[str, Callable[[], Any]]:
-    """PyTorch's eager mode in both memory layouts."""
+def _torch_calls(problem: Problem, precision: str) -> dict[str, Callable[[], Any]]:
+    """PyTorch's eager mode in both memory layouts, cuDNN's choice of algorithm by measurement."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(num_threads())
+    torch.backends.cudnn.benchmark = True
     return {
-        "torch NCHW": _torch_call(torch, problem, torch.contiguous_format),
-        "torch channels_last": _torch_call(torch, problem, torch.channels_last),
+        "torch NCHW": _torch_call(torch, problem, torch.contiguous_format, precision),
+        "torch channels_last": _torch_call(torch, problem, torch.channels_last, precision),
     }
 
 
-def _torch_call(torch: Any, problem: Problem, layout: Any) -> Callable[[], Any]:
-    g = problem.geometry
-    a, b = (
-        torch.tensor(np.ascontiguousarray(array)).contiguous(memory_format=layout)
-        for array in problem.arrays
-    )
+def _torch_call(torch: Any, problem: Problem, layout: Any, precision: str) -> Callable[[], Any]:
+    g, flags = problem.geometry, torch.backends.cudnn
+    device = "cuda" if problem.place.name == "cuda" else "cpu"
+    on_device, tf32 = device == "cuda", precision == "tf32"
+    a, b = (to_torch(torch, x).to(device).contiguous(memory_format=layout) for x in problem.host)
     stride, padding, dilation = map(list, (g.stride, g.padding, g.dilation))
     if problem.operation == "conv2d":
         convolve = torch.nn.functional.conv2d
-        return lambda: convolve(a, b, None, stride, padding, dilation, g.groups).numpy()
+
+        def forward() -> Any:
+            flags.allow_tf32 = tf32
+            return convolve(a, b, None, stride, padding, dilation, g.groups)
+
+        return forward if on_device else lambda: from_torch(forward())
     wants_input = problem.operation == "conv2d_grad_input"
     # The tensor whose gradient is wanted has to be there, but is not read.
     shape = g.x_shape if wants_input else g.weight_shape
-    unread = torch.empty(shape, dtype=a.dtype).contiguous(memory_format=layout)
+    unread = torch.empty(shape, dtype=a.dtype, device=device).contiguous(memory_format=layout)
     gy, x, weight = (a, unread, b) if wants_input else (b, a, unread)
     backward = torch.ops.aten.convolution_backward
     settings = stride, padding, dilation, False, [0, 0], g.groups
     mask = [wants_input, not wants_input, False]
-    return lambda: backward(gy, x, weight, None, *settings, mask)[0 if wants_input else 1].numpy()
+
+    def gradient() -> Any:
+        flags.allow_tf32 = tf32
+        return backward(gy, x, weight, None, *settings, mask)[0 if wants_input else 1]
+
+    return gradient if on_device else lambda: from_torch(gradient())

@@ -35,8 +35,7 @@ def plot_roofline(report: ConvReport, path: str | os.PathLike[str], title: str =
         raise ValueError("plot_roofline: nothing was timed, so there is nothing to show")
     limits = report.limits
     subtitle = (
-        f"{limits.machine}, {limits.threads} thread{'s' if limits.threads > 1 else ''}, "
-        f"{rows[0].dtype}; medians, operations counted by the direct algorithm"
+        f"{limits.name}, {rows[0].dtype}; medians, operations counted by the direct algorithm"
     )
     several = len({row.layer for row in rows}) > 1
     with canvas(9.6, 6.6 if several else 5.6, title or "Roofline", subtitle, path) as figure:
@@ -48,7 +47,7 @@ def plot_roofline(report: ConvReport, path: str | os.PathLike[str], title: str =
             _name_layers(axes, rows)
             _draw_legend(axes, colours, rows)
         else:
-            _name_kernels(axes, positions, colours)
+            _name_kernels(axes, positions, colours, limits.rate(rows[0].dtype))
             _draw_legend(axes, {}, rows)
         axes.set_xlabel("operations per byte that has to move")
         axes.set_ylabel("GFLOP/s")
@@ -112,14 +111,15 @@ def _draw_points(
 
 
 def _name_kernels(
-    axes: Axes, positions: dict[str, tuple[float, float]], colours: dict[str, str]
+    axes: Axes, positions: dict[str, tuple[float, float]], colours: dict[str, str], roof: float
 ) -> None:
-    """The name of each kernel to the right of its points."""
+    """The name of each kernel to the right of its points, and not on the roof."""
     names = sorted(positions, key=lambda name: positions[name][1])
     right = max(x for x, _ in positions.values())
     heights = [axes.transData.transform(positions[name])[1] for name in names]
     place = axes.transData.transform((right, 1))[0] + 14
-    for name, height in zip(names, spread(heights, 17), strict=True):
+    line = float(axes.transData.transform((right, roof))[1])
+    for name, height in zip(names, clear(spread(heights, 17), line, 17), strict=True):
         x, y = axes.transData.inverted().transform((place, height))
         axes.text(x, y, name, color=colours[name], va="center", fontsize=9,
                   fontweight="bold")  # fmt: skip
@@ -159,6 +159,21 @@ def spread(places: Sequence[float], apart: float) -> list[float]:
         for total, members in groups
         for i in range(int(members))
     ]
+
+
+def clear(places: Sequence[float], line: float, apart: float) -> list[float]:
+    """Sorted numbers, at least `apart` from each other, moved so far from the line that a text of
+    that height does not touch it; on which side of it they are stays."""
+    found: list[float] = []
+    nearest = line + 0.7 * apart
+    for place in (p for p in places if p >= line):
+        found.append(max(place, nearest))
+        nearest = found[-1] + apart
+    nearest = line - 0.7 * apart
+    for place in reversed([p for p in places if p < line]):
+        found.insert(0, min(place, nearest))
+        nearest = found[0] - apart
+    return found
 
 
 def _edge(group: list[float], apart: float, side: int) -> float:

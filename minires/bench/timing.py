@@ -23,6 +23,8 @@ LONG = 1.0  # seconds from which on a call needs no untimed call before it
 
 Call = Callable[[], Any]
 Clock = Callable[[], float]
+Reading = Callable[[Call, int], float]
+"""(call, calls) -> seconds per call over so many of them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def interleave(
     visit: float = VISIT,
     pause: float = PAUSE,
     clock: Clock = time.perf_counter,
+    reading: Reading | None = None,
     sleep: Callable[[float], None] = time.sleep,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Times]:
@@ -90,6 +93,7 @@ def interleave(
 
     first_calls: seconds of first calls that were made before, by name; the others are made here.
     visit: seconds of timed calls per visit, about; pause: seconds before it.
+    reading: how calls are timed where the clock does not do, as on a device (`Place.reading`).
     progress: told the name of each contender when it is visited.
 
     Raises ValueError unless there is a contender and a round.
@@ -98,13 +102,14 @@ def interleave(
         raise ValueError("interleave: nothing to time")
     if rounds < 1:
         raise ValueError(f"interleave: rounds must be at least 1, got {rounds}")
+    read = reading or (lambda call, calls: _reading(call, calls, clock))
     first = dict(first_calls or {})
     plans: dict[str, _Plan] = {}
     for name, call in contenders.items():
         sleep(pause)
         if name not in first:
-            first[name] = _reading(call, 1, clock)
-        plans[name] = _Plan.of(_reading(call, 1, clock), visit)
+            first[name] = read(call, 1)
+        plans[name] = _Plan.of(read(call, 1), visit)
     readings: dict[str, list[tuple[float, ...]]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name in rotated(list(contenders), turn):
@@ -115,7 +120,7 @@ def interleave(
             if plan.warm:
                 call()
             readings[name].append(
-                tuple(_reading(call, plan.calls, clock) for _ in range(plan.samples))
+                tuple(read(call, plan.calls) for _ in range(plan.samples))
             )
     return {name: Times(tuple(readings[name]), first[name]) for name in contenders}
 

@@ -14,7 +14,7 @@ import typer
 
 def info(
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="Show which kernel computes each convolution instead.")
+        bool, typer.Option("--kernels", help="Show what computes each convolution, and why.")
     ] = False,
     model: Annotated[
         str, typer.Option(help="With --kernels: the network whose layers are shown.")
@@ -22,6 +22,10 @@ def info(
     batch: Annotated[
         int | None, typer.Option(min=1, help="With --kernels: images per batch. [128, or 16 large]")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="With --kernels: side of the images.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="With --kernels: cpu or cuda.")] = "cpu",
 ) -> None:
     """Show versions, the processor, BLAS and its threads, the GPU, and where caches are.
 
@@ -33,7 +37,8 @@ def info(
 
     console = output()
     if kernels:
-        console.print(_choices(model, batch))
+        for part in _choices(model, batch, size, device):
+            console.print(part, soft_wrap=isinstance(part, str))
         return
     for title, rows in (
         ("Versions", _versions()),
@@ -48,21 +53,35 @@ def info(
         console.print()
 
 
-def _choices(model: str, batch: int | None) -> Any:
-    """The kernel of each pass of each convolution, chosen by geometry alone: equal runs choose
-    equally."""
+def _choices(model: str, batch: int | None, size: int | None, backend: str) -> list[Any]:
+    """The kernel of each pass of each convolution, and what decided: equal runs choose equally."""
     from minires.bench.layers import conv_layers
     from minires.cli.console import table
-    from minires.kernels import operation
+    from minires.kernels import operation, selection
+    from minires.kernels.registry import BY_NAME, BY_TABLE, Choice
+
+    def shown(choice: Choice) -> str:
+        if choice.why == BY_NAME:
+            return f"{choice.kernel.name}, by name"
+        if choice.why != BY_TABLE:
+            return choice.kernel.name
+        times = {name: f"{1e3 * seconds:.3g}" for name, seconds in choice.measured.items()}
+        own = times.pop(choice.kernel.name)
+        others = ", ".join(f"{name} {ms}" for name, ms in times.items())
+        return f"{choice.kernel.name}, measured\n[dim]{own} ms{others and '; '}{others}[/]"
 
     passes = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
     rows = table("layer", "geometry", "forward", "input gradient", "weight gradient")
-    for layer in conv_layers(model, batch):
-        names = [operation(name).select("cpu", layer.geometry).name for name in passes]
+    for layer in conv_layers(model, batch, size):
+        cells = [shown(operation(name).decide(backend, layer.geometry)) for name in passes]
         if not layer.needs_grad_input:
-            names[1] = "not needed"
-        rows.add_row(layer.label, str(layer.geometry), *names)
-    return rows
+            cells[1] = "not needed"
+        rows.add_row(layer.label, str(layer.geometry), *cells)
+    found = selection.table(backend)
+    source = "no table of measurements: `minires kernels tune` makes one"
+    if found is not None:
+        source = f"measured: {found.path}, {len(found.entries)} entries, hash {found.digest}"
+    return [rows, f"without a remark: by the conditions of `minires kernels list`\n{source}"]
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -140,9 +159,12 @@ def _folders() -> list[tuple[str, str]]:
     import minires
 
     package = Path(minires.__file__).parent
+    from minires.kernels.environment import cache_folder
+
     compiled = os.environ.get("NUMBA_CACHE_DIR") or f"{package}{os.sep}**{os.sep}__pycache__"
     return [
         ("minires", str(package)),
         ("compiled kernels", compiled),
+        ("measurements", str(cache_folder())),
         ("runs", str(Path("runs").absolute())),
     ]

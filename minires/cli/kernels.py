@@ -1,4 +1,4 @@
-"""`minires kernels`: list them, check one of your own, time it."""
+"""`minires kernels`: list them, check one of your own, time it, find the fastest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import typer
 
 from minires.cli.kernels_bench import bench
 from minires.cli.kernels_check import check
+from minires.cli.kernels_tune import tune
 
 if TYPE_CHECKING:
     from minires.kernels import Kernel
 
 app = typer.Typer(
     name="kernels",
-    help="List the kernels behind each operation, check one of your own, time it.\n\n"
+    help="List the kernels behind each operation, check one of your own, time it, find the "
+    "fastest.\n\n"
     "Without a command: the list.\n\n"
     "Example: `minires kernels check my_kernel.py`",
     rich_markup_mode="markdown",
@@ -24,6 +26,7 @@ app = typer.Typer(
 
 app.command()(check)
 app.command()(bench)
+app.command()(tune)
 
 Operation = Annotated[
     str | None, typer.Argument(metavar="[OPERATION]", help="Only the kernels of this one.")
@@ -46,7 +49,8 @@ def list_kernels(
 ) -> None:
     """What computes each operation: backend, dtypes, which geometries, how much memory.
 
-    Of several that fit, the last that is worth it is used; MINIRES_KERNELS=conv2d=NAME chooses.
+    Of several that fit, the last that is worth it is used, or what `minires kernels tune` found to
+    be the fastest; MINIRES_KERNELS=conv2d=NAME chooses.
 
     Example: `minires kernels list conv2d`
     """

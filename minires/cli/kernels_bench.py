@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from minires.kernels import Kernel
 
 SHAPE, WEIGHT, PADDING = "16x64x56x56", "64x64x3x3", "1"
+DTYPES = {
+    "cpu": ("float32", "float64"),
+    "cuda": ("float32", "float64", "float16", "bfloat16", "tf32"),
+}
+"""By device. tf32: float32 arrays whose factors may be rounded."""
 SLOW_START = 0.1  # seconds of a first call from which on it is shown
 
 
@@ -75,7 +80,11 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Visits to each kernel.")] = 7,
-    dtype: Annotated[str, typer.Option(metavar="float32|float64")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="float32|float64", help="On cuda float16, bfloat16 and tf32 too."),
+    ] = "float32",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Whose kernels.")] = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="[env: MINIRES_THREADS; default: one per core]"),
@@ -107,28 +116,32 @@ def bench(
     Example: `minires kernels bench --shape 16x64x56x56 --weight 64x64x3x3 --padding 1`
     """
     from minires.bench.conv import bench_conv
-    from minires.bench.limits import DTYPES, limits
+    from minires.bench.limits import limits
     from minires.bench.record import compare as compare_records
     from minires.bench.record import read_record, write_record
     from minires.bench.roofline import plot_roofline
     from minires.cli.console import output
     from minires.kernels.threads import set_num_threads
 
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"--dtype takes {' or '.join(DTYPES)}, got {dtype!r}")
+    if device not in DTYPES:
+        raise typer.BadParameter(f"--device takes {' or '.join(DTYPES)}, got {device!r}")
+    if dtype not in DTYPES[device]:
+        known = " or ".join(DTYPES[device])
+        raise typer.BadParameter(f"--dtype takes {known} on {device}, got {dtype!r}")
     if threads is not None:
         set_num_threads(threads)
     chosen = _layers(layers, batch, size, shape, weight, stride, padding, dilation, groups)
     old = None if compare is None else read_record(compare)
-    own = [] if file is None else _load(file)
+    own = [] if file is None else _load(file, device)
     passes = _passes(pick, own)
     console = output()
     with console.status("", spinner="line") as status:
         status.update("measuring the machine's limits")
-        found = limits(refresh=refresh_limits)
+        found = limits(refresh=refresh_limits, device=device)
         report = bench_conv(
             chosen, _names(against), passes,
-            own=own, rounds=rounds, dtype=dtype, limit=found, progress=status.update,
+            own=own, rounds=rounds, dtype=dtype, device=device, limit=found,
+            progress=status.update,
         )  # fmt: skip
     _show(console, report)
     record = report.record()
@@ -187,17 +200,17 @@ def _numbers(option: str, text: str, count: int) -> tuple[int, ...]:
     return numbers
 
 
-def _load(file: Path) -> list[Kernel]:
+def _load(file: Path, device: str) -> list[Kernel]:
     """The convolution kernels in a file."""
     from minires.bench.gate import PASSES
     from minires.kernels import load
 
     kernels = load(file)
-    own = [k for k in kernels if k.operation in PASSES.values() and k.backend == "cpu"]
+    own = [k for k in kernels if k.operation in PASSES.values() and k.backend == device]
     if not own:
         others = ", ".join(f"{k.backend}/{k.operation}" for k in kernels)
         raise typer.BadParameter(
-            f"{file} registers {others}; what is timed here are CPU kernels of "
+            f"{file} registers {others}; what is timed on {device} are its kernels of "
             + ", ".join(PASSES.values())
         )
     return own
@@ -220,7 +233,7 @@ def _names(text: str | None) -> list[str]:
 def _show(console: Console, report: ConvReport) -> None:
     limits, dtype = report.limits, report.rows[0].dtype if report.rows else "float32"
     console.print(
-        f"limits of {limits.machine}, {limits.threads} thread{'s' * (limits.threads > 1)}: "
+        f"limits of {limits.name}: "
         f"{limits.rate(dtype):,.0f} GFLOP/s in {dtype}, copying {limits.copy_gbs:,.1f} GB/s "
         f"(measured {limits.measured[:10]})",
         soft_wrap=True,

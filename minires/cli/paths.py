@@ -197,7 +197,13 @@ def _write_known(
 ) -> None:
     """Write the page of a run: as it was recorded, or else as the net is now."""
     from minires.experiments.graph import write_page
-    from minires.experiments.recording import FILE, Moment, Recording, load_recording, look_batch
+    from minires.experiments.recording import (
+        FILE,
+        JoinMoment,
+        Recording,
+        load_recording,
+        look_batch,
+    )
     from minires.training import EpochMetrics, RunFolder
 
     history = [EpochMetrics(**record) for record in RunFolder.open(run).metrics()]
@@ -205,7 +211,7 @@ def _write_known(
         recording = load_recording(run)
     else:
         batch = look_batch(train_set, trained.normalization, batch_size)
-        recording = Recording((Moment.of(trained.model, *batch, epoch=len(history)),))
+        recording = Recording((JoinMoment.of(trained.model, *batch, epoch=len(history)),))
     write_page(html, trained, recording, history, _facts(batch_size, len(history)))
     _tell(html)
 

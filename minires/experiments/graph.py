@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minires.anatomy.page import SHORTCUTS, net_parts, render
-from minires.experiments.recording import NUMBERS, Moment, Recording
+from minires.experiments.recording import NUMBERS, JoinMoment, Recording
 from minires.files import atomic_write_text
 from minires.models import count_parameters
 from minires.training import EpochMetrics, TrainedModel
@@ -47,7 +47,7 @@ def write_page(
     atomic_write_text(path, render(data))
 
 
-def _moment(moment: Moment, metrics: EpochMetrics | None) -> dict[str, Any]:
+def _moment(moment: JoinMoment, metrics: EpochMetrics | None) -> dict[str, Any]:
     numbers = {name: [_rounded(v) for v in moment.numbers[name]] for name in NUMBERS}
     return {"epoch": moment.epoch, "text": _text(moment, metrics), **numbers}
 
@@ -56,7 +56,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _text(moment: Moment, metrics: EpochMetrics | None) -> str:
+def _text(moment: JoinMoment, metrics: EpochMetrics | None) -> str:
     if moment.epoch == 0:
         return f"0: before training, loss {moment.loss:.3g}"
     text = f"{moment.epoch}: "

@@ -30,7 +30,7 @@ NUMBERS = ("shortcut_norm", "branch_norm", "whole_norm", "arriving_norm", "cosin
 
 
 @dataclass(frozen=True)
-class Moment:
+class JoinMoment:
     """The joins of a net at one time.
 
     epoch: finished epochs, 0 before training. loss: of the batch that was looked at.
@@ -45,7 +45,7 @@ class Moment:
     numbers: dict[str, tuple[float, ...]]
 
     @classmethod
-    def of(cls, model: Module, x: Any, y: Any, epoch: int) -> Moment:
+    def of(cls, model: Module, x: Any, y: Any, epoch: int) -> JoinMoment:
         """Look at the model with a batch of normalised images x (N, C, H, W) and labels y (N,)."""
         found = joins(model, x, y, arrays=False)
         return cls(
@@ -63,7 +63,7 @@ class Moment:
         return json.dumps(values) + "\n"
 
     @classmethod
-    def from_line(cls, line: str) -> Moment:
+    def from_line(cls, line: str) -> JoinMoment:
         values = json.loads(line)
         return cls(
             epoch=values["epoch"],
@@ -78,7 +78,7 @@ class Moment:
 class Recording:
     """The moments of a training, before it and after every epoch."""
 
-    moments: tuple[Moment, ...]
+    moments: tuple[JoinMoment, ...]
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One of `NUMBERS` as (moments, blocks)."""
@@ -110,7 +110,7 @@ def record_training(
     trainer = run.trainer
     batch = look_batch(trainer.train_set, trainer.normalization, images)
     path = None if run.folder is None else run.folder.path / FILE
-    look = partial(Moment.of, trainer.model, *batch)
+    look = partial(JoinMoment.of, trainer.model, *batch)
     moments = [] if path is None else _kept(path, trainer.epoch + 1)
     if len(moments) < trainer.epoch:
         raise ValueError(
@@ -144,9 +144,9 @@ def load_recording(folder: StrPath) -> Recording:
     return Recording(tuple(_kept(path)))
 
 
-def _kept(path: Path, most: int | None = None) -> list[Moment]:
+def _kept(path: Path, most: int | None = None) -> list[JoinMoment]:
     """The whole lines of a record; a line that a crash cut short is left out."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Moment.from_line(line) for line in lines[:most] if line.endswith("\n")]
+    return [JoinMoment.from_line(line) for line in lines[:most] if line.endswith("\n")]

@@ -5,7 +5,7 @@ of kernels that compute it; `register` adds one, `use` prefers one, `available` 
 """
 
 from minires.kernels import cpu, cuda, operations, reference
-from minires.kernels.condition import never
+from minires.kernels.condition import never, when_measured
 from minires.kernels.cuda_source import cuda_source
 from minires.kernels.files import load
 from minires.kernels.geometry import ConvGeometry, PoolGeometry, conv_geometry, pool_geometry
@@ -13,6 +13,7 @@ from minires.kernels.registry import (
     Kernel,
     Operation,
     available,
+    choices,
     operation,
     register,
     register_later,

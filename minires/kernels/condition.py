@@ -16,6 +16,11 @@ def never(geometry: Any) -> bool:
     return False
 
 
+def when_measured(geometry: Any) -> bool:
+    """Only when asked for by name, or where a measurement found it the fastest."""
+    return False
+
+
 def condition_text(condition: Condition | None) -> str:
     """A condition in words: the first line of its docstring, or else the expression it returns.
 

@@ -6,8 +6,9 @@
     use(conv2d="mine")             # from here on
     with use(conv2d="mine"): ...   # in this block
 
-Of the kernels that support a call, the last one registered is used, unless `use` or the variable
-MINIRES_KERNELS names another (`environment.py`).
+Of the kernels that support a call, the last one registered is used, unless a table of measurements
+knows a faster one (`selection.py`), or `use` or the variable MINIRES_KERNELS names another
+(`environment.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from minires._names import unknown
-from minires.kernels import environment
-from minires.kernels.condition import Condition, condition_text
+from minires.kernels import environment, selection, threads
+from minires.kernels.condition import Condition, condition_text, never
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 
 BACKENDS = ("cpu", "cuda")
@@ -75,6 +76,27 @@ class Kernel:
         return None if self.workspace is None else int(self.workspace(geometry, dtype))
 
 
+    @property
+    def ours(self) -> bool:
+        """Whether it came with minires; tables of measurements know no others."""
+        return getattr(self.function, "__module__", "").startswith("minires.kernels.")
+
+
+BY_NAME, BY_TABLE, BY_RULE = "name", "table", "rule"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel of a call, and why: by name, by the table of measurements, or by the conditions.
+
+    measured: seconds of each kernel, where the table has them.
+    """
+
+    kernel: Kernel
+    why: str
+    measured: Mapping[str, float]
+
+
 class Operation:
     """A named operation on arrays with one signature, whatever computes it.
 
@@ -108,26 +130,48 @@ class Operation:
 
         Raises ValueError if there is none, or for a MINIRES_KERNELS that names what is not there.
         """
-        exact_only = _exact_only(_preferred)
+        return self.decide(backend, geometry, dtype).kernel
+
+    def decide(self, backend: str, geometry: Any, dtype: str = "float32") -> Choice:
+        """As `select`, with the reason."""
         preferred = _preferred.get(self.name) or _from_shell(self.name)
-        usable = [
+        usable = self.usable(backend, geometry, dtype)
+        entry = selection.entry(self.name, backend, geometry, dtype)
+        measured = {} if entry is None else dict(entry.seconds)
+        for kernel in usable:
+            if kernel.name == preferred:
+                return Choice(kernel, BY_NAME, measured)
+        ruled = self.ruled(backend, geometry, dtype)
+        if entry is not None and ruled.ours:
+            eligible = {k.name: k for k in usable if k.ours and k.worth is not never}
+            fastest = entry.choose(eligible, ruled.name)
+            if fastest is not None:
+                return Choice(eligible[fastest], BY_TABLE, measured)
+        return Choice(ruled, BY_RULE, measured)
+
+    def ruled(self, backend: str, geometry: Any, dtype: str = "float32") -> Kernel:
+        """The kernel that the registered conditions choose: the last that is worth it."""
+        usable = self.usable(backend, geometry, dtype)
+        worth = (k for k in reversed(usable) if k.worth is None or k.worth(geometry))
+        return next(worth, usable[-1])
+
+    def usable(self, backend: str, geometry: Any, dtype: str = "float32") -> list[Kernel]:
+        """The kernels that can compute this. Raises ValueError if there is none."""
+        exact_only = _exact_only(_preferred)
+        found = [
             k
             for k in self.kernels
             if k.backend == backend
             and (k.exact or not exact_only)
             and k.supports(geometry, dtype)
         ]
-        if not usable:
+        if not found:
             exact = "exact " if exact_only else ""
             raise ValueError(
                 f"{self.name}: no {exact}kernel on backend {backend!r} takes {dtype} {geometry}; "
                 f"known: " + (", ".join(f"{k.backend}/{k.name}" for k in self.kernels) or "none")
             )
-        for kernel in usable:
-            if kernel.name == preferred:
-                return kernel
-        worth = (k for k in reversed(usable) if k.worth is None or k.worth(geometry))
-        return next(worth, usable[-1])
+        return found
 
     def add(self, kernel: Kernel) -> None:
         self.kernels = [
@@ -193,7 +237,8 @@ def register(
 
     only: what it supports, a function of the geometry; others are used elsewhere. Its docstring
         or its expression stands in `minires kernels list`.
-    worth: where it is chosen unasked; by default everywhere, `never` for only when named.
+    worth: where it is chosen unasked; by default everywhere, `never` for only when named,
+        `when_measured` for where a table of measurements says so.
     dtypes: such as ("float32",); by default all.
     exact: False for an algorithm that is not the plain sum of products (Winograd, Fourier).
     workspace: (geometry, dtype) -> bytes that a call takes besides its arguments and results.
@@ -321,8 +366,36 @@ class use(AbstractContextManager["use"]):  # noqa: N801 - reads as a verb, at on
                 _preferred.pop(name, None)
             else:
                 _preferred[name] = choice
-        for op in _operations.values():
-            op.forget()
+        _choose_again()
+
+
+def _choose_again() -> None:
+    for op in _operations.values():
+        op.forget()
+
+
+threads.at_change(_choose_again)  # a table is of one number of threads
+
+
+def read_tables_again() -> None:
+    """Look at the tables of measurements anew, which are otherwise read once."""
+    selection.forget()
+    _choose_again()
+
+
+def choices(backend: str) -> dict[str, Any]:
+    """What decides between kernels now, as plain values for a run's record.
+
+    algorithm: "any" or "exact". named: kernels by operation, of `use` and MINIRES_KERNELS.
+    table: the file and the hash of the measurements in force, None if the conditions decide.
+    """
+    named = environment.kernels() | {k: v for k, v in _preferred.items() if k != "algorithm"}
+    found = selection.table(backend)
+    return {
+        "algorithm": "exact" if _exact_only(_preferred) else "any",
+        "named": dict(sorted(named.items())),
+        "table": None if found is None else {"path": str(found.path), "hash": found.digest},
+    }
 
 
 def available(operation_name: str | None = None) -> list[Kernel]:

@@ -21,6 +21,7 @@ VARIABLE = "MINIRES_THREADS"
 _count: int | None = None
 _shared = False  # whether our own parallel kernels are in use
 _waiting: list[Callable[[], None]] = []
+_watching: list[Callable[[], None]] = []
 
 
 def available_cores() -> int:
@@ -50,7 +51,14 @@ def set_num_threads(count: int | None = None) -> int:
     global _count
     _count = None if count is None else _checked(count, "threads")
     _apply()
+    for call in _watching:
+        call()
     return num_threads()
+
+
+def at_change(call: Callable[[], None]) -> None:
+    """Call something whenever the number of threads is set."""
+    _watching.append(call)
 
 
 def use_own_threads() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ import minires
 from minires import models
 from minires.data import Dataset
 from minires.functional.random import manual_seed
+from minires.kernels import choices
 from minires.nn import Module, init
 from minires.training import recipes
 from minires.training.curve import plot_curve
@@ -95,6 +97,7 @@ class Run:
             "recipe": recipe.as_dict(),
             "seed": seed,
             "threads": threads,
+            "kernels": choices("cpu"),
             "source": None if source is None else dict(source),
             "sets": _describe_sets(train_set, test_set),
             "minires": minires.__version__,
@@ -132,6 +135,7 @@ class Run:
                     f"{opened.path} was begun with other data: {what.replace('_', ' ')} were "
                     f"{begun[what]}, now {value}"
                 )
+        _check_choices(config.get("kernels"), opened)
         if model is None and config["model"] is None:
             raise ValueError(
                 f"{opened.path} trains a model built in Python: build it again and pass it as "
@@ -269,6 +273,25 @@ def epoch_line(metrics: EpochMetrics, epochs: int) -> str:
         loss = math.nan if metrics.test_loss is None else metrics.test_loss
         text += f"  {loss:9.4f}  {100 * metrics.test_accuracy:6.2f} %"
     return f"{text}  {metrics.images_per_second:8,.0f}  {metrics.seconds:6.1f} s"
+
+
+def _check_choices(begun: Mapping[str, Any] | None, folder: RunFolder) -> None:
+    """Warn if kernels are not chosen now as when a run was begun: its numbers would change."""
+    now: Mapping[str, Any] = choices("cpu")
+    if begun is None or _deciding(begun) == _deciding(now):
+        return
+    warnings.warn(
+        f"{folder.path} was begun with kernels chosen by {_deciding(begun)}, now they are chosen "
+        f"by {_deciding(now)}: from here on its numbers differ in their rounding from those of a "
+        "run that was not stopped",
+        stacklevel=3,
+    )
+
+
+def _deciding(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common to choose equally; where the table lies is no matter."""
+    table = chosen["table"]
+    return {**chosen, "table": table and table["hash"]}
 
 
 def _describe_sets(train_set: Dataset, test_set: Dataset | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minires.bench import Cost, Limits, bound
 from minires.bench.conv import ConvReport, Row
-from minires.bench.roofline import plot_roofline, spread
+from minires.bench.roofline import clear, plot_roofline, spread
 from minires.bench.timing import Times
 
 MACHINE = Limits({"float32": 200.0}, 20.0, 2, "made up")
@@ -54,3 +54,17 @@ def test_labels_are_moved_apart_and_keep_their_order(places, apart):
 def test_labels_that_are_apart_stay_where_they_are():
     assert spread([0.0, 5.0, 20.0], 5.0) == [0.0, 5.0, 20.0]
     assert spread([0.0, 0.0, 20.0], 4.0) == [-2.0, 2.0, 20.0]
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12), st.floats(0.5, 20))
+def test_labels_do_not_touch_the_line(places, apart):
+    before = spread(sorted(places), apart)
+    moved = clear(before, 0.0, apart)
+    assert all(b - a >= apart * (1 - 1e-9) - 1e-9 for a, b in pairwise(moved))
+    assert all(abs(place) > apart / 2 for place in moved)
+    assert [place >= 0 for place in moved] == [place >= 0 for place in before]
+
+
+def test_labels_that_are_clear_of_the_line_stay():
+    assert clear([-20.0, 30.0], 0.0, 10.0) == [-20.0, 30.0]
+    assert clear([-16.0, -6.0, 2.0], 0.0, 10.0) == [-17.0, -7.0, 7.0]

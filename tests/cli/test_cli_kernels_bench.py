@@ -34,7 +34,7 @@ def known_machine(monkeypatch):
     made_up = Limits({"float32": 100.0, "float64": 50.0}, 10.0, 1, "made up", measured="2000-01-01")
     # The package exports the function under the module's name.
     module = importlib.import_module("minires.bench.limits")
-    monkeypatch.setattr(module, "limits", lambda refresh=False: made_up)
+    monkeypatch.setattr(module, "limits", lambda refresh=False, device="cpu": made_up)
     monkeypatch.setenv("COLUMNS", "120")
     known = operation("conv2d")
     before = mr.kernels.available("conv2d")  # loads those that are loaded late

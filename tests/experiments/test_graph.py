@@ -10,7 +10,7 @@ import minires as mr
 from minires import models
 from minires.anatomy.page import net_parts, render
 from minires.experiments.graph import write_page
-from minires.experiments.recording import NUMBERS, Moment, Recording
+from minires.experiments.recording import NUMBERS, JoinMoment, Recording
 from minires.training import Run, recipes
 
 
@@ -22,7 +22,7 @@ def page(tmp_path_factory):
     run = Run.new("resnet8", train_set, None, recipe)
     run.trained.model.train()
     x = run.trained.normalization.transform()(train_set.images[:8])
-    moments = tuple(Moment.of(run.trained.model, x, train_set.labels[:8], e) for e in (0, 1))
+    moments = tuple(JoinMoment.of(run.trained.model, x, train_set.labels[:8], e) for e in (0, 1))
     path = tmp_path_factory.mktemp("page") / "out.html"
     write_page(path, run.trained, Recording(moments), facts=["a </script> in a fact"])
     return path.read_text(encoding="utf-8"), Recording(moments)

@@ -145,6 +145,17 @@ def test_metrics_beyond_the_checkpoint_are_dropped(sets, tmp_path):
     assert run.folder.metrics_path.read_text() == ""
 
 
+def test_what_chose_the_kernels_is_on_record(whole, sets, tmp_path):
+    chosen = {"algorithm": "any", "named": {}, "table": None}
+    assert whole.folder.config()["kernels"] == chosen
+    Run.new("resnet20", *sets, RECIPE, options=OPTIONS, out=tmp_path / "run")
+    with mr.kernels.use(conv2d="im2col"):
+        with pytest.warns(UserWarning, match=r"was begun with kernels chosen by .*'im2col'"):
+            Run.resume(tmp_path / "run", *sets)
+        named = Run.new("resnet20", *sets, RECIPE, options=OPTIONS)
+    assert named.config["kernels"] == chosen | {"named": {"conv2d": "im2col"}}
+
+
 def test_a_careful_start_is_resumed(sets, tmp_path):
     recipe = RECIPE.replace(careful_lr=0.004, careful_error=0.98, epochs=5)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minires.kernels import operations  # what the kernels below are registered for
-from minires.kernels.condition import never
+from minires.kernels.condition import never, when_measured
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.registry import Condition, Workspace, register
 
@@ -143,7 +143,7 @@ for _pass in PASSES:
         _pass, "product", "product", "A plain product of the pixels, copied past registers.",
         function=f"product_{_pass}", only=_pointwise, dtypes=FLOATS[:2],
     )  # fmt: skip
-_tiles: tuple[tuple[int, Condition], ...] = ((2, never), (4, _wide))
+_tiles: tuple[tuple[int, Condition], ...] = ((2, when_measured), (4, _wide))
 for _tile, _where in _tiles:
     for _pass in PASSES:
         _add(

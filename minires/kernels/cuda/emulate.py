@@ -34,10 +34,10 @@ from minires.kernels.cuda.launch import (
     Kernel,
     Module,
     Size,
-    cache_folder,
     definition_texts,
     standing_in,
 )
+from minires.kernels.environment import cache_folder
 
 SHIM = Path(__file__).parent / "shim" / "cuda_on_cpu.h"
 GUARD = 4096
@@ -77,7 +77,7 @@ def library(name: str, definitions: tuple[tuple[str, str], ...]) -> Path:
     if found is None:
         raise RuntimeError("emulating CUDA kernels needs a C++ compiler; install g++ or set CXX")
     key = hashlib.sha256("\0".join([text, found, *FLAGS]).encode()).hexdigest()[:24]
-    target = cache_folder("emulated") / f"{Path(name).stem}-{key}.so"
+    target = cache_folder() / "emulated" / f"{Path(name).stem}-{key}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minires.kernels.cuda import source
+from minires.kernels.environment import cache_folder
 
 Size = tuple[int, ...]
 
@@ -70,12 +71,6 @@ class Device(Protocol):
     def pointers(self, arrays: Sequence[Any]) -> Any:
         """A device array of the arrays' addresses, for kernels that take a table of them."""
         ...
-
-
-def cache_folder(kind: str) -> Path:
-    """Where compiled kernels are kept; in $MINIRES_CACHE, or the user's cache folder."""
-    given = os.environ.get("MINIRES_CACHE")
-    return (Path(given) if given else Path.home() / ".cache" / "minires") / kind
 
 
 def definition_texts(definitions: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -148,7 +143,7 @@ def cubin(nvrtc: Any, name: str, options: tuple[str, ...]) -> Path:
     """
     text, version = source.text(name), ".".join(map(str, nvrtc.getVersion()))
     key = hashlib.sha256("\0".join([text, version, *options]).encode()).hexdigest()[:24]
-    target = cache_folder("cubins") / f"{Path(name).stem}-{key}.cubin"
+    target = cache_folder() / "cubins" / f"{Path(name).stem}-{key}.cubin"
     if target.exists():
         return target
     program = nvrtc.createProgram(text, name, (), ())
