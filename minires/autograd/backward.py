@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.autograd.buffer import Saved
+from minires.autograd.buffer import Rebuilt, Saved
 from minires.autograd.hooks import Hooks
 from minires.autograd.tape import Function, describe, enable_grad, no_grad, shape_and_dtype
 from minires.autograd.tensor import Tensor
@@ -186,6 +186,10 @@ def _is_fresh(
     for other in node._saved.values() if node._saved else ():
         if type(other) is Saved:
             other = other.array
+        elif type(other) is Rebuilt:
+            other = other.kept()
+            if other is None:
+                continue
         if (foreign or other is owner or other.base is owner) and _overlap(array, other):
             return False
     return True

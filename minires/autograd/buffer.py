@@ -8,6 +8,7 @@ by a checksum. Arrays that never leave the engine, the bulk of any network, are 
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from typing import Any
 
@@ -29,7 +30,7 @@ class Buffer:
     exposed: whether somebody outside holds the array.
     """
 
-    __slots__ = ("array", "exposed", "first_checksum", "version")
+    __slots__ = ("__weakref__", "array", "exposed", "first_checksum", "version")
 
     def __init__(self, array: Any, exposed: bool = False) -> None:
         self.array = array
@@ -63,3 +64,22 @@ class Saved:
             return buffer.version != self.version
         expected = self.checksum if self.checksum is not None else buffer.first_checksum
         return checksum(buffer.array) != expected
+
+
+class Rebuilt:
+    """An array that is not kept for backward, because the operation that made it can do so again.
+
+    Its buffer is not kept alive either; while somebody else does, and nothing has touched it, it is
+    used as it is.
+    """
+
+    __slots__ = ("buffer", "edge")
+
+    def __init__(self, buffer: Buffer, edge: Any) -> None:
+        self.buffer = weakref.ref(buffer)
+        self.edge = edge
+
+    def kept(self) -> Any:
+        """The array if it is still there as it was, else None."""
+        buffer = self.buffer()
+        return None if buffer is None or buffer.exposed or buffer.version else buffer.array

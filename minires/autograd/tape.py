@@ -14,15 +14,18 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from minires.autograd.buffer import Saved
+from minires.autograd.buffer import Buffer, Rebuilt, Saved
 from minires.autograd.hooks import Hooks
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+LARGE = 1 << 20  # bytes: below it, memory is not worth the time of making an array again
 
 
 class _Mode(threading.local):
@@ -130,6 +133,7 @@ class Function:
     _to_save: dict[str, Any] | None = None
     _saved: dict[str, Any] | None = None
     released = False
+    _rebuilt: Any = None  # what `rebuild` made, until this node is freed: several may ask for it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -141,6 +145,19 @@ class Function:
 
     def backward(self, *gradients: Any, **_: Any) -> Any:
         raise TypeError(f"{self.name}: an operation defines backward(self, *gradients)")
+
+    def can_rebuild(self) -> bool:
+        """Whether `rebuild` can make the output again, so that nobody need keep it."""
+        return False
+
+    def rebuild(self) -> Any:
+        """The output's array again, bit for bit, from what is saved."""
+        raise TypeError(f"{self.name}: an operation that can_rebuild defines rebuild(self)")
+
+    def keeps_output(self) -> bool:
+        """Whether an output of this operation is among what it keeps for backward."""
+        items = (self._saved or {}).values()
+        return any(type(item) is Saved and type(item.edge) is int for item in items)
 
     @property
     def name(self) -> str:
@@ -226,13 +243,13 @@ class Function:
                 saved[name] = array
                 for i, known in enumerate(arrays):
                     if array is known:
-                        saved[name] = Saved(array, tensors[i]._buffer, edges[i])
+                        saved[name] = _kept(array, tensors[i]._buffer, edges[i], tensors[i]._node)
                         break
                 else:
                     for i, output in enumerate(outputs):
                         if array is output._data:
                             # Only the index: an edge to the node would be a reference cycle.
-                            saved[name] = Saved(array, output._buffer, i)
+                            saved[name] = _kept(array, output._buffer, i, self)
             self._to_save = None
 
     @property
@@ -248,11 +265,17 @@ class Function:
         """
         if self._saved is None:
             raise RuntimeError(f"{self.name}: nothing was saved for backward")
-        values = {}
-        for name, item in self._saved.items():
-            if type(item) is not Saved:
-                values[name] = Tensor._wrap(item)
-                continue
+        return SimpleNamespace(**{name: self._recalled(name) for name in self._saved})
+
+    def recall(self, name: str) -> Tensor:
+        """One of the tensors of `saved`, without the others."""
+        if self._saved is None:
+            raise RuntimeError(f"{self.name}: nothing was saved for backward")
+        return self._recalled(name)
+
+    def _recalled(self, name: str) -> Tensor:
+        item = self._saved[name]  # type: ignore[index]
+        if type(item) is Saved:
             edge, buffer = item.edge, item.buffer
             # A leaf whose `.data` was assigned holds other memory than was saved.
             leaf = edge is not None and isinstance(edge, Tensor)
@@ -263,17 +286,24 @@ class Function:
                     "after backward(), or work on a copy."
                 )
             if leaf:
-                values[name] = edge
-            elif edge is None:
-                values[name] = Tensor._wrap(item.array, buffer=buffer)
-            else:
-                node, index = (self, edge) if type(edge) is int else edge
-                values[name] = Tensor._wrap(item.array, node, index, buffer)
-        return SimpleNamespace(**values)
+                return cast(Tensor, edge)
+            if edge is None:
+                return Tensor._wrap(item.array, buffer=buffer)
+            node, index = (self, edge) if type(edge) is int else edge
+            return Tensor._wrap(item.array, node, index, buffer)
+        if type(item) is Rebuilt:
+            node, index = (self, item.edge) if type(item.edge) is int else item.edge
+            array = item.kept()
+            if array is None:
+                if node._rebuilt is None:
+                    node._rebuilt = node.rebuild()
+                array = node._rebuilt
+            return Tensor._wrap(array, node, index)
+        return Tensor._wrap(item)
 
     def saved_arrays(self) -> dict[str, Any]:
         """The arrays held for backward, by name; empty once the graph is freed."""
-        items = self._saved or {}
+        items = {k: v for k, v in (self._saved or {}).items() if type(v) is not Rebuilt}
         return {name: v.array if type(v) is Saved else v for name, v in items.items()}
 
     def differentiate(self, gradients: list[Tensor], needs: tuple[bool, ...]) -> tuple[Any, ...]:
@@ -301,8 +331,15 @@ class Function:
     def release(self) -> None:
         """Let go of everything kept for backward."""
         self.released = True
-        self._saved = None
+        self._saved = self._rebuilt = None
         self.edges = None
+
+
+def _kept(array: Any, buffer: Buffer, edge: Any, maker: Function | None) -> Saved | Rebuilt:
+    """What to keep of an input or output: the array, unless it is large and can be made again."""
+    if array.nbytes >= LARGE and maker is not None and maker.can_rebuild() and not buffer.exposed:
+        return Rebuilt(buffer, edge)
+    return Saved(array, buffer, edge)
 
 
 def _tell_apart(arrays: list[Any], tensors: tuple[Tensor, ...]) -> None:

@@ -29,9 +29,10 @@ class Conv2d(Function):
         return ops.conv2d(x, weight, self.g)
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
-        saved, g = self.saved, self.g
-        gx = Conv2dGradInput(g)(gy, saved.weight) if self.needs[0] else None
-        gweight = Conv2dGradWeight(g)(saved.x, gy) if self.needs[1] else None
+        # Each asked for where it is used: x may have to be made again, and is then in the cache.
+        g = self.g
+        gx = Conv2dGradInput(g)(gy, self.recall("weight")) if self.needs[0] else None
+        gweight = Conv2dGradWeight(g)(self.recall("x"), gy) if self.needs[1] else None
         return gx, gweight
 
 

@@ -51,7 +51,10 @@ class BatchNormTrain(Function):
 
 
 class BatchNormReLUTrain(Function):
-    """`BatchNormTrain` with a ReLU behind it, in one pass over memory each way."""
+    """`BatchNormTrain` with a ReLU behind it, in one pass over memory each way.
+
+    The convolution behind it need not keep its input: one more pass over x makes it again.
+    """
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
@@ -81,18 +84,42 @@ class BatchNormReLUTrain(Function):
             ))  # fmt: skip
         return gradients if affine else gradients[:1]
 
+    def can_rebuild(self) -> bool:
+        return True
+
+    def rebuild(self) -> Any:
+        return _normalised_again(self, None)
+
 
 class BatchNormAddReLUTrain(Function):
-    """relu(batch norm of x + r): the end of a residual block, in one pass over memory."""
+    """relu(batch norm of x + r): the end of a residual block, in one pass over memory.
+
+    Where the block before keeps its own output, which is r, this one's is made again from it: of
+    blocks in a row, every other one keeps its output.
+    """
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
+
+    def can_rebuild(self) -> bool:
+        before = self._block_before()
+        return before is not None and before.keeps_output()
+
+    def rebuild(self) -> Any:
+        before = self._block_before()
+        return _normalised_again(self, None if before is None else before.recall("y")._data)
+
+    def _block_before(self) -> BatchNormAddReLUTrain | None:
+        """The operation that made r, if it is the end of a block too."""
+        edge = self.edges[1] if self.edges else None
+        maker = edge[0] if isinstance(edge, tuple) else None
+        return maker if isinstance(maker, BatchNormAddReLUTrain) else None
 
     def forward(self, x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
         y, self.mean, self.var, inv_std = ops.batch_norm_add_relu_train(
             x, r, gamma, beta, self.eps
         )
-        kept = {} if gamma is None else {"gamma": gamma}
+        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
         self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
         return y
 
@@ -109,6 +136,15 @@ class BatchNormAddReLUTrain(Function):
                 saved.inv_std._data,
             ))  # fmt: skip
         return (gx, gr, *rest) if affine else (gx, gr)
+
+
+def _normalised_again(node: Function, r: Any) -> Any:
+    """relu(batch norm of x + r) from what the node has saved, as its forward computed it."""
+    mean, inv_std = node.recall("mean")._data, node.recall("inv_std")._data
+    affine = "gamma" in node.saved_arrays()
+    scale = node.recall("gamma")._data * inv_std if affine else inv_std
+    shift = node.recall("beta")._data if affine else None
+    return ops.normalise(node.recall("x")._data, mean, scale, shift, r, True)
 
 
 class BatchNormGrad(Function):
