@@ -53,6 +53,11 @@ def aligned(device: Device, *arrays: Any) -> bool:
     return all(a is None or device.address(a) % 16 == 0 for a in arrays)
 
 
+def on_16_bytes(device: Device, array: Any) -> Any:
+    """The array, copied if it does not begin at a multiple of 16 bytes, as chunks must."""
+    return array if aligned(device, array) else array.copy()
+
+
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

@@ -39,7 +39,7 @@ from minires.kernels.cuda.launch import (
 )
 from minires.kernels.environment import cache_folder
 
-SHIM = Path(__file__).parent / "shim" / "cuda_on_cpu.h"
+SHIM = [Path(__file__).parent / "shim" / name for name in ("cuda_on_cpu.h", "hopper_on_cpu.h")]
 GUARD = 4096
 """Bytes before and after each array."""
 
@@ -69,7 +69,8 @@ def library(name: str, definitions: tuple[tuple[str, str], ...]) -> Path:
     """
     body = source.text(name)
     text = "".join(
-        [SHIM.read_text(), *(f"#define {key} {value}\n" for key, value in definitions),
+        [*(header.read_text() for header in SHIM),
+         *(f"#define {key} {value}\n" for key, value in definitions),
          f'#line 1 "{name}"\n', body,
          *(_CALL.format(name=kernel) for kernel in source.kernels(body))]
     )  # fmt: skip

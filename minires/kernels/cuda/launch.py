@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -191,15 +190,6 @@ def standing_in(device: Device) -> Iterator[Any]:
         yield device
     finally:
         _stand_in.pop()
-
-
-def capability_here() -> tuple[int, int] | None:
-    """Of the stand-in, or of CuPy's current device; None if CuPy was not imported."""
-    if _stand_in:
-        return _stand_in[-1].capability
-    if (cupy := sys.modules.get("cupy")) is None:
-        return None
-    return cupy_device(int(cupy.cuda.Device().id)).capability
 
 
 def device_of(array: Any) -> Device:

@@ -4,8 +4,9 @@
 
 Registers per thread, shared memory and bytes spilled are what the compiler's assembler reports. The
 compiler is NVRTC, the one that CuPy uses (`pip install minires[cuda-check]`; its library needs no
-driver), or nvcc where NVRTC is not installed. A warning is an error. Dynamic shared memory is the
-host's choice and not listed.
+driver), or nvcc where NVRTC is not installed. A warning is an error, and so is the assembler's
+notice that it makes matrix instructions wait for one another. Dynamic shared memory is the host's
+choice and not listed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from minires.kernels.cuda.tiles import (
     WEIGHT_TILES,
     WEIGHT_WARP_TILES,
 )
+from minires.kernels.cuda.wgmma import TF32_TILES, WGMMA_TILES, WGMMA_WEIGHT_TILES
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 RESULTS = Path("benchmarks/results/cuda_resources.json")
@@ -65,6 +67,11 @@ class Variant:
         return " ".join([self.source, *(f"{key}={value}" for key, value in self.definitions)])
 
     @property
+    def architectures(self) -> tuple[str, ...]:
+        """What it is compiled for: some instructions are sm_90a's alone."""
+        return ARCHITECTURES[1:] if "wgmma" in self.source else ARCHITECTURES
+
+    @property
     def digest(self) -> str:
         """Of the source less comments: whether a recorded measurement is of this one."""
         code = re.sub(r"//[^\n]*|\s+", " ", source.text(self.source))
@@ -96,6 +103,11 @@ def _variants() -> list[Variant]:
         found += [variant("conv_tensor.cu", ELEMENT=t, **k.definitions) for k in WARP_TILES]
         found += [variant("conv_tensor_weight.cu", ELEMENT=t, **k.definitions)
                   for k in WEIGHT_WARP_TILES]  # fmt: skip
+        tiles = TF32_TILES if t == "float" else WGMMA_TILES
+        found += [variant("conv_wgmma.cu", ELEMENT=t, **k.definitions) for k in tiles]
+        if t != "float":
+            found += [variant("conv_wgmma_weight.cu", ELEMENT=t, **k.definitions)
+                      for k in WGMMA_WEIGHT_TILES]  # fmt: skip
     return found
 
 
@@ -139,7 +151,7 @@ def compile_log(variant: Variant, architecture: str) -> str:
         status, log = _with_nvcc(variant.source, text, architecture, options)
     else:
         raise RuntimeError("compiling CUDA needs nvcc, or pip install minires[cuda-check]")
-    if status or re.search(r"\bwarning\b", log):
+    if status or re.search(r"\bwarning\b|Potential Performance Loss", log):
         raise RuntimeError(f"{variant} for {architecture}:\n{log}")
     return log
 
@@ -204,7 +216,7 @@ def table(before: dict[str, Any]) -> dict[str, Any]:
         print(variant, file=sys.stderr)
         rows[str(variant)] = {"digest": variant.digest} | {
             architecture: {k: asdict(r) for k, r in measure(variant, architecture).items()}
-            for architecture in ARCHITECTURES
+            for architecture in variant.architectures
         }
     return {"compiler": told, "variants": rows}
 

@@ -1,6 +1,6 @@
-"""Convolution on tensor cores: f16 and bf16, and float32 rounded to tf32 where that is asked for.
+"""Convolution on tensor cores, by the instructions that the device has: Hopper's own, or mma.sync.
 
-The mathematics: src/conv_tensor.cu and conv_tensor_weight.cu.
+f16 and bf16, and float32 rounded to tf32 where that is asked for.
 """
 
 from __future__ import annotations
@@ -9,64 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from minires.kernels.cuda.arrays import aligned, ceil_div, nchw, nhwc
-from minires.kernels.cuda.conv import geometry_arguments, sum_parts, turned, weight_result
-from minires.kernels.cuda.launch import Device, device_of
-from minires.kernels.cuda.tiles import parts_of, splits, warp_tile, weight_warp_tile
+from minires.kernels.cuda import mma, wgmma
+from minires.kernels.cuda.launch import HOPPER, device_of
 from minires.kernels.geometry import ConvGeometry
+
+
+def _hopper(array: Any) -> bool:
+    """Whether an array is on a device of compute capability 9.0."""
+    return device_of(array).capability == HOPPER
 
 
 def tensor_conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """The implicit product by matrix instructions."""
-    xp = device_of(x).xp
-    y = xp.empty((g.N, *g.out, g.O), x.dtype)
-    _gather(nhwc(xp, x), nhwc(xp, weight), y, g, gradient=False)
-    return nchw(y)
+    return (wgmma if _hopper(x) else mma).conv2d(x, weight, g)
 
 
 def tensor_conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """The same product from gy, once for each residue of the stride."""
-    xp = device_of(gy).xp
-    gx = xp.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    _gather(nhwc(xp, gy), turned(xp, weight, g), gx, g, gradient=True)
-    return nchw(gx)
-
-
-def _on_16_bytes(device: Device, array: Any) -> Any:
-    """The array, copied if it does not begin at a multiple of 16 bytes, as chunks must."""
-    return array if aligned(device, array) else array.copy()
-
-
-def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bool) -> None:
-    device = device_of(source)
-    tile = warp_tile((g.C if gradient else g.O) // g.groups)
-    if gradient:
-        residues = g.stride[0] * g.stride[1]
-        pixels = g.N * ceil_div(g.H, g.stride[0]) * ceil_div(g.W, g.stride[1])
-    else:
-        residues, pixels = 1, g.N * g.out[0] * g.out[1]
-    if not pixels:
-        return
-    module = device.module("conv_tensor.cu", ELEMENT=source.dtype, **tile.definitions)
-    columns = (g.C if gradient else g.O) // g.groups
-    grid = ceil_div(pixels, tile.BM), ceil_div(columns, tile.BN), g.groups * residues
-    given = _on_16_bytes(device, source), _on_16_bytes(device, weight)
-    args = (*given, result, np.int32(gradient), *geometry_arguments(g))
-    module.kernel("gather")(grid, (tile.threads,), args, tile.shared)
+    return (wgmma if _hopper(gy) else mma).conv2d_grad_input(gy, weight, g)
 
 
 def tensor_conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The sum over pixels by matrix instructions, split over blocks and joined in order."""
-    device = device_of(x)
-    x, gy = (_on_16_bytes(device, nhwc(device.xp, a)) for a in (x, gy))
-    D, K = g.O // g.groups, g.kernel[0] * g.kernel[1] * (g.C // g.groups)
-    tile, pixels = weight_warp_tile(D), g.N * g.out[0] * g.out[1]
-    pieces = ceil_div(D, tile.BM), ceil_div(K, tile.BN)
-    count = splits(pieces[0] * pieces[1] * g.groups, pixels, device.multiprocessors, 512)
-    per_part, count = parts_of(pixels, count)
-    parts = device.xp.empty((count, g.O, K), np.float32)
-    module = device.module("conv_tensor_weight.cu", ELEMENT=x.dtype, **tile.definitions)
-    args = (x, gy, parts, per_part, *geometry_arguments(g))
-    grid = (*pieces, g.groups * count)
-    module.kernel("grad_weight")(grid, (tile.threads,), args, tile.shared)
-    return weight_result(sum_parts(device, parts, x.dtype), g)
+    hopper = _hopper(x) and x.dtype != np.float32
+    return (wgmma if hopper else mma).conv2d_grad_weight(x, gy, g)

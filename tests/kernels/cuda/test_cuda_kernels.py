@@ -22,7 +22,7 @@ PASSES = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 KERNELS = [k for k in available() if k.backend == "cuda"]
 LAYOUTS = ("contiguous", "channels last", "sliced", "reversed")
 
-SLACK = {"tf32": 2.0**7}
+SLACK = {"tf32": 2.0**7, "tf32_mma": 2.0**7}
 """What multiplies the allowed error, for algorithms that trade digits for speed. tf32 rounds both
 factors to 11 bits: two roundings of 2^-11, where 128 of 2^-24 are allowed otherwise. Winograd's
 F(4x4) adds up numbers multiplied by 5 and 8, whose sums cancel."""

@@ -265,10 +265,3 @@ def test_hoppers_own_instructions_are_compiled_for(own_cache: Any, monkeypatch: 
     fake.compiler.fails = True
     with pytest.raises(RuntimeError, match=r"NVRTC 12\.9 cannot compile sgd\.cu:\nan error"):
         launch.CupyDevice(0).module("sgd.cu", ELEMENT=np.dtype("float64"))
-
-
-def test_the_capability_that_kernels_are_chosen_by() -> None:
-    with record.device(capability=(8, 6)):
-        assert launch.capability_here() == (8, 6)
-        with record.device():
-            assert launch.capability_here() == launch.HOPPER

@@ -4,7 +4,9 @@
 // A fiber runs until it meets a barrier, a warp exchange, or its end; then the next one runs. So a
 // missing __syncthreads() is not hidden: run the threads upwards once and downwards once, and
 // whoever reads what a later thread should have written reads the wrong thing in one of them.
-// Asynchronous copies happen as late as their wait allows, which shows a missing wait.
+// Asynchronous copies happen as late as their wait allows when threads run upwards, which shows a
+// missing wait, and at once when they run downwards, which shows what is overwritten too early.
+// What only sm_90a has is in hopper_on_cpu.h.
 #pragma once
 
 #include <math.h>
@@ -53,12 +55,17 @@ struct alignas(16) uint4 {
 
 namespace shim {
 
-enum State { READY, AT_BARRIER, AT_EXCHANGE, DONE };
+// AT_LAST: until nobody else can go on; AT_PHASE: for a phase of an mbarrier.
+enum State { READY, AT_BARRIER, AT_EXCHANGE, AT_NAMED, AT_PHASE, AT_LAST, DONE };
 
 struct Copy {
     void* to;
     const void* from;
     int bytes, valid;
+    void make() const {
+        memcpy(to, from, valid);
+        memset(static_cast<char*>(to) + valid, 0, bytes - valid);
+    }
 };
 
 struct Fiber {
@@ -67,6 +74,7 @@ struct Fiber {
     int lane, warp;
     State state;
     unsigned mask;      // of the exchange that it waits for
+    int barrier, expected;  // number of the named barrier, and how many threads meet there
     int exchanges;      // parity chooses the slots: a lane is at most one exchange ahead
     int first_copy, last_copy, group_end[16], groups;
     Copy copies[1024];  // asynchronous copies not yet made, oldest first
@@ -80,11 +88,18 @@ static char* stacks;
 static Fiber* current;
 static void* scheduler_stack;
 alignas(16) static unsigned char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
-alignas(128) static unsigned char dynamic_memory[GUARD + SHARED_LIMIT + GUARD];
+alignas(4096) static unsigned char dynamic_memory[GUARD + SHARED_LIMIT + GUARD];
 static dim3 block_index, block_size, grid_size;
 static char error[256];
+static bool eager;  // asynchronous copies happen at once
 static void (*body)(void*);
 static void* body_arguments;
+
+// Of hopper_on_cpu.h.
+static void begin_asynchronous(size_t shared_bytes);
+static bool end_phases();
+static void note_copied(const Copy& copy);
+static bool finished();
 
 extern "C" char __start_block_shared[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_block_shared[] __attribute__((weak, visibility("hidden")));
@@ -151,8 +166,8 @@ static void make_copies(int keep_groups) {
     if (done <= 0) return;
     for (; f.first_copy < f.group_end[done - 1]; ++f.first_copy) {
         const Copy& c = f.copies[f.first_copy];
-        memcpy(c.to, c.from, c.valid);
-        memset(static_cast<char*>(c.to) + c.valid, 0, c.bytes - c.valid);
+        if (!eager) c.make();
+        note_copied(c);
     }
     for (int i = done; i < f.groups; ++i) f.group_end[i - done] = f.group_end[i];
     f.groups -= done;
@@ -168,6 +183,7 @@ inline void copy_later(void* to, const void* from, int bytes, int valid) {
     if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
         fail("an asynchronous copy is not aligned");
     f.copies[f.last_copy++] = {to, from, bytes, valid};
+    if (eager) f.copies[f.last_copy - 1].make();
 }
 
 inline void close_group() {
@@ -178,8 +194,8 @@ inline void close_group() {
 
 static void start_fiber() {
     body(body_arguments);
-    if (current->first_copy != current->last_copy)
-        fail("a thread ended before its asynchronous copies did");
+    if (current->first_copy != current->last_copy || !finished())
+        fail("a thread ended before its asynchronous copies or products did");
     current->state = DONE;
     leave(*current);
 }
@@ -224,6 +240,28 @@ inline bool release(int first, int last) {
     return any;
 }
 
+// Lets those at a named barrier go on if all of them are there.
+inline bool meet(int threads) {
+    int here[16] = {};
+    for (int i = 0; i < threads; ++i)
+        if (fibers[i].state == AT_NAMED) ++here[fibers[i].barrier];
+    bool any = false;
+    for (int i = 0; i < threads; ++i)
+        if (fibers[i].state == AT_NAMED && here[fibers[i].barrier] == fibers[i].expected)
+            fibers[i].state = READY, any = true;
+    return any;
+}
+
+// Lets a warp go on whose threads wait until nobody else can.
+inline bool wake_last(int threads, bool downwards) {
+    int warp = -1;
+    for (int i = 0; i < threads; ++i)
+        if (fibers[i].state == AT_LAST && (warp < 0 || downwards)) warp = fibers[i].warp;
+    for (int i = 0; i < threads; ++i)
+        if (fibers[i].state == AT_LAST && fibers[i].warp == warp) fibers[i].state = READY;
+    return warp >= 0;
+}
+
 inline void run_block(int threads, bool downwards) {
     int warps = (threads + 31) / 32;
     for (;;) {
@@ -244,11 +282,13 @@ inline void run_block(int threads, bool downwards) {
             waiting += fibers[i].state == AT_BARRIER;
             done += fibers[i].state == DONE;
         }
-        if (done == threads) return;
-        if (waiting + done < threads)
-            return fail("deadlock: some threads wait for an exchange that others never reach");
-        for (int i = 0; i < threads; ++i)
-            if (fibers[i].state == AT_BARRIER) fibers[i].state = READY;
+        if (done == threads || error[0]) return;
+        if (waiting + done == threads) {
+            for (int i = 0; i < threads; ++i)
+                if (fibers[i].state == AT_BARRIER) fibers[i].state = READY;
+        } else if (!meet(threads) && !end_phases() && !wake_last(threads, downwards)) {
+            return fail("deadlock: some threads wait for what others never do");
+        }
     }
 }
 
@@ -267,6 +307,7 @@ inline const char* launch(void (*f)(void*), void* arguments, const unsigned* siz
     int threads = int(block_size.x * block_size.y * block_size.z);
     unsigned char* end = dynamic_memory + GUARD + shared_bytes;
     error[0] = 0;
+    eager = downwards;
     current = fibers;
     size_t blocks = size_t(grid_size.x) * grid_size.y * grid_size.z;
     for (size_t b = 0; b < blocks && !error[0]; ++b) {
@@ -276,6 +317,7 @@ inline const char* launch(void (*f)(void*), void* arguments, const unsigned* siz
         if (__start_block_shared)
             memset(__start_block_shared, 0xff, __stop_block_shared - __start_block_shared);
         memset(dynamic_memory, 0xff, 2 * GUARD + shared_bytes);
+        begin_asynchronous(shared_bytes);
         for (int i = 0; i < threads; ++i) {
             Fiber& fiber = fibers[i];
             fiber.thread = {i % block_size.x, i / block_size.x % block_size.y,

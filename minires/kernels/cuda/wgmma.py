@@ -1,0 +1,156 @@
+"""Convolution on the tensor cores of compute capability 9.0, by warpgroup-wide instructions (wgmma).
+
+f16 and bf16, and float32 rounded to tf32, of which the weight gradient is not here: wgmma takes
+factors that lie the other way in 16 bits only. The mathematics: src/conv_wgmma.cu and
+conv_wgmma_weight.cu.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires.kernels.cuda.arrays import THREADS, ceil_div, grid_for, nchw, nhwc, on_16_bytes
+from minires.kernels.cuda.conv import geometry_arguments, sum_parts, weight_result
+from minires.kernels.cuda.launch import HOPPER, Device, device_of
+from minires.kernels.cuda.mma import made
+from minires.kernels.cuda.tiles import parts_of, splits
+from minires.kernels.geometry import ConvGeometry
+
+BM = 128
+"""Pixels of a block of `gather`, inputs of a window of a block of `grad_weight`."""
+
+BLOCK = 384
+"""Threads: a warpgroup that copies and two that multiply."""
+
+STEP = 64
+"""Pixels that `grad_weight` adds up in a step."""
+
+
+@dataclass(frozen=True)
+class WgmmaTile:
+    """A block makes BM x BN numbers; STAGES steps are copied ahead."""
+
+    BN: int
+    STAGES: int
+
+    @property
+    def definitions(self) -> dict[str, int]:
+        return {"BN": self.BN, "STAGES": self.STAGES}
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of `gather`: stages, a table of pixels, two barriers a stage."""
+        return self.STAGES * ((BM + self.BN) * 128 + 16) + BM * 24
+
+    @property
+    def weight_shared(self) -> int:
+        """Bytes of shared memory of `grad_weight`: stages, two tables of pixels, barriers."""
+        slabs = BM // 64 + ceil_div(self.BN, 64)
+        return self.STAGES * (slabs * STEP * 128 + 16) + 2 * STEP * 16
+
+
+WGMMA_TILES = (WgmmaTile(256, 4), WgmmaTile(128, 6), WgmmaTile(64, 4), WgmmaTile(32, 5),
+               WgmmaTile(16, 6))  # fmt: skip
+"""From wide to narrow. Up to 64 columns, two blocks share a multiprocessor."""
+
+TF32_TILES = (WgmmaTile(128, 6), WgmmaTile(64, 8), *WGMMA_TILES[3:])
+"""Factors in registers leave no room for 256 columns, nor for two blocks of 64."""
+
+WGMMA_WEIGHT_TILES = (*WGMMA_TILES[:3], WgmmaTile(32, 4), WgmmaTile(16, 4))
+"""For weight gradients, whose columns are output channels, in shared memory 64 at once."""
+
+
+def wgmma_tile(
+    tiles: tuple[WgmmaTile, ...], columns: int, rows: int, multiprocessors: int
+) -> WgmmaTile:
+    """The tile for this many columns: none wider than needed, nor so wide that few are left.
+
+    rows: how many blocks there are for each piece of columns.
+    """
+    usable = [t for t in tiles if 2 * columns > t.BN or t is tiles[-1]]
+    for tile in usable:
+        if tile.BN <= 64 or rows * ceil_div(columns, tile.BN) >= multiprocessors:
+            return tile
+    return usable[-1]
+
+
+def _device(array: Any) -> Device:
+    """The array's device. Raises ValueError if it is no Hopper."""
+    device = device_of(array)
+    if device.capability != HOPPER:
+        major, minor = device.capability
+        raise ValueError(
+            f"wgmma needs compute capability 9.0, this device has {major}.{minor}; "
+            "minires.kernels.cuda.tensor chooses what the device has"
+        )
+    return device
+
+
+def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
+    """The implicit product by warpgroup-wide matrix instructions."""
+    xp = _device(x).xp
+    y = xp.empty((g.N, *g.out, g.O), x.dtype)
+    _gather(nhwc(xp, x), nhwc(xp, weight), y, g, gradient=False)
+    return nchw(y)
+
+
+def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
+    """The same product from gy, once for each residue of the stride."""
+    xp = _device(gy).xp
+    gx = xp.empty((g.N, g.H, g.W, g.C), gy.dtype)
+    _gather(nhwc(xp, gy), nhwc(xp, weight), gx, g, gradient=True)
+    return nchw(gx)
+
+
+def most_taps(g: ConvGeometry, gradient: bool) -> int:
+    """The most taps that a result of a pass is made from, over the residues of the stride."""
+    if not gradient:
+        return g.kernel[0] * g.kernel[1]
+    steps = (s // math.gcd(s, d) for s, d in zip(g.stride, g.dilation, strict=True))
+    return math.prod(ceil_div(k, step) for k, step in zip(g.kernel, steps, strict=True))
+
+
+def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bool) -> None:
+    device = device_of(source)
+    S, D = (g.O, g.C) if gradient else (g.C, g.O)
+    S, D = S // g.groups, D // g.groups
+    residues, pixels = made(g, gradient)
+    if not pixels:
+        return
+    rows, places = ceil_div(pixels, BM), g.groups * residues
+    tiles = TF32_TILES if source.dtype == np.float32 else WGMMA_TILES
+    tile = wgmma_tile(tiles, D, rows * places, device.multiprocessors)
+    pieces = ceil_div(D, tile.BN)
+    step, turns = 128 // source.dtype.itemsize, source.dtype.itemsize // 2
+    most_steps = ceil_div(most_taps(g, gradient) * S, step * turns) * turns
+    packed = device.xp.empty((places, pieces, most_steps, tile.BN, step), source.dtype)
+    module = device.module("conv_wgmma.cu", ELEMENT=source.dtype, **tile.definitions)
+    sizes = geometry_arguments(g)
+    pass_ = np.int32(gradient), np.int32(most_steps)
+    chunks = packed.nbytes // 16
+    pack = weight, packed, *pass_, np.int32(pieces), *sizes
+    module.kernel("pack_weight")(grid_for(device, chunks), (THREADS,), pack)
+    args = on_16_bytes(device, source), packed, result, *pass_, *sizes
+    module.kernel("gather")((rows, pieces, places), (BLOCK,), args, tile.shared)
+
+
+def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
+    """The sum over pixels, split over blocks and joined in order."""
+    device = _device(x)
+    x, gy = (on_16_bytes(device, nhwc(device.xp, a)) for a in (x, gy))
+    D, K = g.O // g.groups, g.kernel[0] * g.kernel[1] * (g.C // g.groups)
+    pixels, rows = g.N * g.out[0] * g.out[1], ceil_div(K, BM)
+    tile = wgmma_tile(WGMMA_WEIGHT_TILES, D, 1, 1)
+    pieces = ceil_div(D, tile.BN)
+    count = splits(rows * pieces * g.groups, pixels, device.multiprocessors, 8 * STEP)
+    steps, count = parts_of(ceil_div(pixels, STEP), count)
+    parts = device.xp.empty((count, g.O, K), np.float32)
+    module = device.module("conv_wgmma_weight.cu", ELEMENT=x.dtype, **tile.definitions)
+    args = x, gy, parts, steps * STEP, *geometry_arguments(g)
+    grid = rows, pieces, g.groups * count
+    module.kernel("grad_weight")(grid, (BLOCK,), args, tile.weight_shared)
+    return weight_result(sum_parts(device, parts, x.dtype), g)

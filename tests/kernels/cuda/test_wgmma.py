@@ -1,0 +1,315 @@
+"""Hopper's instructions and the convolutions made of them, on the emulator.
+
+The emulator decodes a matrix descriptor as the PTX manual words it. Here shared memory is laid out
+as CUTLASS words it (`canonical`), so each statement of the layouts is checked by the other, and the
+kernels, which know only the swizzle, by both. Every synchronisation that the kernels need is then
+taken out in turn, and the results must turn out wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_compare import assert_conforms
+
+from minires.kernels import ConvGeometry, available, conv_geometry
+from minires.kernels.cuda import emulate, record, source, tensor, wgmma
+from minires.kernels.registry import operation
+from minires.testing.kernel_inputs import Arguments
+from minires.testing.kernels import reference_kernel
+
+PRODUCT = """
+#include "types.cuh"
+#include "ptx.cuh"
+#include "ptx_hopper.cuh"
+// d (64, N) = a @ b^T, from an image of shared memory; `leading` etc. of both descriptors.
+extern "C" __global__ void product(const T* image, float* d, int bytes, int b_at,
+                                   unsigned long long a_layout, unsigned long long b_layout) {
+    SWIZZLED_SHARED(shared);
+    __shared__ Barrier barrier;
+    auto full = reinterpret_cast<Barrier*>(shared + bytes);
+    if (threadIdx.x == 0) {
+        begin_phases(full, 1);
+        fence_async();
+        arrive_expecting(full, bytes);
+        copy_bulk(shared, image, bytes, full);
+    }
+    __syncthreads();
+    wait_phase(full, 0);
+    float sums[N / 2] = {};
+    fence_registers();
+    constexpr unsigned long long START = 0x3fff;
+    multiply_later<T, MN>(sums, describe(shared, 0, 0) & START | a_layout,
+                          describe(shared + b_at, 0, 0) & START | b_layout);
+    commit_products();
+    wait_products<0>(sums);
+    for (int i = 0; i < N / 2; ++i) {
+        int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i % 4 / 2 * 8;
+        d[row * N + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2] = sums[i];
+    }
+}
+"""
+
+MODES = {0: 1, 1: 8, 2: 4, 3: 2}
+"""The swizzle's code in a descriptor, and how many 16-byte chunks its rows have."""
+
+
+def canonical(mode: int, mn_major: bool, mn: int, k: int, leading: int, stride: int) -> Any:
+    """Where elements (mn, k) of 16 bits lie, in bytes: CUTLASS's layouts, mma_traits_sm90_gmma.hpp.
+
+    In 16-byte units, ((8, n), 2) : ((W, SBO), 1) for K-major ((8, n), 2) : ((1, SBO), LBO) without
+    swizzle, and ((W, n), (8, 2)) : ((1, LBO), (W, SBO)) for MN-major, ((1, n), (8, 2)) :
+    ((X, SBO), (1, LBO)) without; then Swizzle<B, 4, 3>, with 2^B = W.
+    """
+    W, (i, j) = MODES[mode], np.ogrid[:mn, :k]
+    if mn_major:
+        unit, within = i // 8, i % 8
+        if mode:
+            at = unit % W + unit // W * leading + j % 8 * W + j // 8 * stride
+        else:
+            at = unit * stride + j % 8 + j // 8 * leading
+    else:
+        unit, within = j // 8, j % 8
+        at = i % 8 * W + i // 8 * stride + unit * (1 if mode else leading)
+    address = at * 16 + within * 2
+    bits = W.bit_length() - 1  # B of Swizzle<B, 4, 3>: B bits from bit 7 on are xored into bit 4 on
+    return address ^ (address >> 3) & ((1 << bits) - 1 << 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mn_major", [False, True], ids=["K-major", "MN-major"])
+@pytest.mark.parametrize("N", [16, 128])
+def test_layouts_of_descriptors(emulator: Any, rng: Any, N: int, mn_major: bool, mode: int) -> None:
+    """One product of matrices that NumPy wrote to shared memory."""
+    W = MODES[mode]
+    a, b = (rng.integers(-8, 9, (rows, 16)).astype(np.float16) for rows in (64, N))
+    image, layouts, size = np.zeros(1 << 15, np.float16), [], 1 << 15
+    for start, matrix in ((0, a), (size, b)):
+        # In chunks: from one group of 8 (or W, along mn) to the next. Any that do not overlap.
+        if mn_major:
+            leading, stride = (8 * W, 8 * W * math.ceil(len(matrix) / (8 * W)))
+            leading, stride = (leading, stride) if mode else (8, 16)
+        else:
+            leading, stride = (1, 8 * W) if mode else (8, 16)
+        at = canonical(mode, mn_major, *matrix.shape, leading, stride)
+        image[(start + at) // 2] = matrix
+        layouts.append(np.uint64(leading << 16 | stride << 32 | mode << 62))
+    d = np.full((64, N), np.nan, np.float32)
+    file = source.give("product.cu", PRODUCT)
+
+    def run() -> Any:
+        module = emulate._device((9, 0)).module(file, ELEMENT=a.dtype, N=N, MN=int(mn_major))
+        args = image, d, np.int32(image.nbytes), np.int32(size), *layouts
+        module.kernel("product")((1,), (128,), args, image.nbytes + 8)
+
+    for _ in range(2):
+        d[:] = np.nan
+        emulator(run)
+        np.testing.assert_array_equal(d, a.astype(np.float32) @ b.astype(np.float32).T)
+
+
+KERNELS = [k for k in available()
+           if k.backend == "cuda" and k.name in ("tensor", "tf32")
+           and (k.operation, k.name) != ("conv2d_grad_weight", "tf32")]  # fmt: skip
+"""What runs on wgmma on a Hopper, as the emulator says it is."""
+
+DRAWN = {
+    "several pieces each way": conv_geometry((3, 16, 13, 11), (264, 16, 3, 3), 1, 1),
+    "many steps": conv_geometry((1, 136, 9, 9), (24, 136, 3, 3), 1, 1),
+    "stride, dilation, groups": conv_geometry((2, 32, 12, 11), (48, 16, 3, 3), 2, 2, (2, 1), 2),
+    "residues without taps": conv_geometry((2, 8, 11, 12), (16, 8, 1, 1), 3),
+    "few pixels": conv_geometry((1, 8, 2, 3), (8, 8, 3, 3), 1, 1),
+}
+
+
+def convolution(kernel: Any, g: ConvGeometry, rng: Any) -> Arguments:
+    shapes = {"conv2d": (g.x_shape, g.weight_shape),
+              "conv2d_grad_input": (g.y_shape, g.weight_shape),
+              "conv2d_grad_weight": (g.x_shape, g.y_shape)}[kernel.operation]  # fmt: skip
+    return Arguments("drawn", (*map(rng.standard_normal, shapes), g), linear=True)
+
+
+def check(device: Any, kernel: Any, g: ConvGeometry, rng: Any, dtype: str) -> None:
+    slack = 2.0**7 if dtype == "float32" else 1.0
+    case = convolution(kernel, g, rng)
+    for _ in range(2):  # threads downwards and upwards
+        assert_conforms(device, kernel, reference_kernel(kernel.operation), case, dtype, slack)
+
+
+@pytest.mark.parametrize("text", DRAWN)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k.operation}-{k.name}")
+def test_convolutions(device: Any, kernel: Any, text: str, rng: Any) -> None:
+    dtype = "float32" if kernel.name == "tf32" else "float16"
+    check(device, kernel, DRAWN[text], rng, dtype)
+
+
+PLANTED = {
+    "X is written without swizzle": ("conv_wgmma.cu", "(q ^ row % 8) * 16;\n        Pixel",
+                                     "q * 16;\n        Pixel"),
+    "W is packed without swizzle": ("conv_wgmma.cu", "(q ^ row % 8) * V", "q * V"),
+    "patterns too close": ("conv_wgmma.cu", "BM * ROW, 16, 8 * ROW", "BM * ROW, 16, 4 * ROW"),
+    "the second warpgroup reads the first's rows": ("conv_wgmma.cu", "warp / 4 * 64", "0"),
+    "a k of W is used twice": ("conv_wgmma.cu", "b + (stage * STAGE + k) / 16",
+                               "b + stage * STAGE / 16"),
+    "stages overlap": ("conv_wgmma.cu", "to = shared + stage * STAGE",
+                       "to = shared + stage * (STAGE - 1024)"),
+    "results before the last product": ("conv_wgmma.cu", "meet(1, CONSUMERS);", ""),
+    "producers do not wait for their copies": ("pipeline.cuh", "wait_copies<AHEAD>();", ""),
+    "producers do not fence": ("pipeline.cuh", "fence_async();\n            arrive", "arrive"),
+    "barriers are not fenced": ("pipeline.cuh", "    fence_async();\n}", "}"),
+    "producers do not wait for empty stages": ("pipeline.cuh",
+                                               "wait_phase(p.empty + stage, parity);", ""),
+    "consumers do not wait for full stages": ("pipeline.cuh",
+                                              "wait_phase(p.full + stage, parity);", ""),
+    "the wrong phase of full": ("pipeline.cuh", "parity = 0, last = -1", "parity = 1, last = -1"),
+    "the wrong phase of empty": ("pipeline.cuh", "oldest = 0, parity = 1",
+                                 "oldest = 0, parity = 0"),
+    "phases do not alternate": ("pipeline.cuh", "stage = 0, parity ^= 1;\n        }\n    wait",
+                                "stage = 0;\n}\nwait"),
+    "a stage given back with products under way": ("pipeline.cuh", "wait_products<1>(sums);",
+                                                   "wait_products<2>(sums);"),
+    "sums used with products under way": ("pipeline.cuh", "wait_products<0>(sums);", ""),
+    "as many stages ahead as there are": ("pipeline.cuh", "STAGES - 2", "STAGES - 1"),
+    "products without a fence of registers": ("conv_wgmma.cu", "fence_registers();", ""),
+    "fewer bytes than expected": ("conv_wgmma.cu", "arrive_expecting(pipeline.full + stage, BN",
+                                  "arrive_expecting(pipeline.full + stage, 2 * BN"),
+    "nobody expects the weights": ("conv_wgmma.cu",
+                                   "arrive_expecting(pipeline.full + stage, BN * ROW)",
+                                   "arrive(pipeline.full + stage)"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def altered(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replaces a text in a source; what is compiled from then on is compiled of it."""
+
+    def alter(file: str, old: str, new: str) -> None:
+        text = (source.FOLDER / file).read_text()
+        assert old in text, f"{file} has changed: it has no {old!r}"
+        monkeypatch.setitem(source._given, file, text.replace(old, new))
+        source.text.cache_clear()
+        fresh = emulate.EmulatedDevice()
+        monkeypatch.setattr(emulate, "_device", lambda capability: fresh)
+
+    yield alter
+    monkeypatch.undo()
+    source.text.cache_clear()
+
+
+MANY_STEPS = conv_geometry((2, 40, 9, 9), (24, 40, 3, 3), 1, 1)
+"""More steps than the 5 stages: 6 of 64 numbers, the last in the stage where results will lie. More
+than one piece of pixels."""
+
+
+def assert_caught(emulator: Any, operation: str, g: ConvGeometry, rng: Any) -> None:
+    kernel = next(k for k in KERNELS if (k.operation, k.name) == (operation, "tensor"))
+    with pytest.raises((AssertionError, RuntimeError)) as caught:
+        check(emulator, kernel, g, rng, "float16")
+    assert re.search("wrong, the first at|^(gather|grad_weight): ", str(caught.value))
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bugs_are_caught(emulator: Any, altered: Any, rng: Any, bug: str) -> None:
+    altered(*PLANTED[bug])
+    assert_caught(emulator, "conv2d", MANY_STEPS, rng)
+
+
+WEIGHT_PLANTED = {
+    "slabs too close": ("conv_wgmma_weight.cu", "BM / 64 * SLAB, SLAB,",
+                        "BM / 64 * SLAB, SLAB / 2,"),
+    "pixels in the wrong order": ("conv_wgmma_weight.cu", "^ row % 8", "^ (row + 1) % 8"),
+    "the next pixels' table too early": ("conv_wgmma_weight.cu", "meet(2, WARPGROUP);", ""),
+    "factors as if they lay along k": ("conv_wgmma_weight.cu", "<T, true>", "<T, false>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", WEIGHT_PLANTED)
+def test_planted_bugs_of_weight_gradients(emulator: Any, altered: Any, rng: Any, bug: str) -> None:
+    altered(*WEIGHT_PLANTED[bug])
+    assert_caught(emulator, "conv2d_grad_weight", DRAWN["several pieces each way"], rng)
+
+
+def test_tf32_is_rounded_not_cut(emulator: Any, altered: Any, rng: Any) -> None:
+    altered("conv_wgmma.cu", "to_tf32(__uint_as_float(now[k][i]))", "now[k][i]")
+    kernel = next(k for k in KERNELS if k.name == "tf32")
+    with pytest.raises(RuntimeError, match="a factor was not rounded to tf32"):
+        check(emulator, kernel, MANY_STEPS, rng, "float32")
+
+
+# -- the host side --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_only_hopper_gets_wgmma(capability: tuple[int, int], dtype: str) -> None:
+    g = conv_geometry((8, 64, 14, 14), (64, 64, 3, 3), 1, 1)
+    x, w = np.zeros(g.x_shape, dtype), np.zeros(g.weight_shape, dtype)
+    with record.device(capability=capability) as recorder:
+        tensor.tensor_conv2d(x, w, g)
+        tensor.tensor_conv2d_grad_input(x, w, g)
+        tensor.tensor_conv2d_grad_weight(x, x, g)
+    used = {launch.source for launch in recorder.launches} - {"sum_parts.cu"}
+    weight = "conv_tensor_weight.cu" if dtype == "float32" else "conv_wgmma_weight.cu"
+    hopper = {"conv_wgmma.cu", weight}
+    assert used == (hopper if capability == (9, 0) else {"conv_tensor.cu", "conv_tensor_weight.cu"})
+
+
+def test_tf32_is_never_chosen_unasked() -> None:
+    g = conv_geometry((8, 64, 14, 14), (64, 64, 3, 3), 1, 1)
+    for one_pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+        assert operation(one_pass).select("cuda", g, "float32").name == "implicit"
+        assert operation(one_pass).select("cuda", g, "bfloat16").name == "tensor"
+
+
+def test_wgmma_elsewhere_is_refused() -> None:
+    g = conv_geometry((1, 8, 4, 4), (8, 8, 3, 3), 1, 1)
+    x, w = np.zeros(g.x_shape, np.float16), np.zeros(g.weight_shape, np.float16)
+    with (
+        record.device(capability=(8, 9)),
+        pytest.raises(ValueError, match=r"needs compute capability 9\.0, this device has 8\.9"),
+    ):
+        wgmma.conv2d(x, w, g)
+
+
+def test_taps_of_the_strides_residues() -> None:
+    """Against counting, for every residue, the taps that reach it."""
+    for k, s, p, d in itertools.product((1, 2, 3, 7), (1, 2, 3, 4), (0, 1), (1, 2, 4)):
+        g = conv_geometry((1, 8, 32, 32), (8, 8, k, 1), (s, 1), (p, 0), (d, 1))
+        counted = max(sum((r + p - u * d) % s == 0 for u in range(k)) for r in range(s))
+        assert wgmma.most_taps(g, gradient=True) == counted, (k, s, p, d)
+        assert wgmma.most_taps(g, gradient=False) == k
+
+
+def test_tiles_are_no_wider_than_needed_and_fill_the_device() -> None:
+    def BN(columns: int, rows: int) -> int:
+        return wgmma.wgmma_tile(wgmma.WGMMA_TILES, columns, rows, 132).BN
+
+    assert [BN(c, 10000) for c in (8, 16, 24, 48, 64, 100, 128, 200, 256, 512)] == [
+        16, 16, 32, 64, 64, 128, 128, 256, 256, 256,
+    ]  # fmt: skip
+    assert BN(512, 49) == 128  # 7x7 images: 98 blocks of 256, 196 of 128
+    assert BN(256, 20) == 64
+    assert all(t.shared <= record.MAX_SHARED for t in (*wgmma.WGMMA_TILES, *wgmma.TF32_TILES))
+    assert all(t.weight_shared <= record.MAX_SHARED for t in wgmma.WGMMA_WEIGHT_TILES)
+
+
+def test_a_layer_of_resnet_fills_hopper() -> None:
+    g = conv_geometry((128, 256, 14, 14), (256, 256, 3, 3), 1, 1)
+    x = np.zeros((128, 14, 14, 256), np.float16).transpose(0, 3, 1, 2)
+    w = np.zeros((256, 3, 3, 256), np.float16).transpose(0, 3, 1, 2)
+    with record.device() as recorder:
+        wgmma.conv2d(x, w, g)
+        wgmma.conv2d_grad_weight(x, x, g)
+    pack, gather, weight, total = recorder.launches
+    assert pack.args[1].nbytes == w.nbytes  # nothing but the weights: 36 steps of 64
+    assert gather.grid == (196, 1, 1)
+    assert gather.definitions["BN"] == "256"
+    assert gather.args[0].ctypes.data == x.ctypes.data  # nothing was copied
+    assert weight.grid[:2] == (18, 1)
+    assert weight.grid[2] * 18 >= 2 * 132
+    assert total.kernel == "sum_parts"
