@@ -1,4 +1,4 @@
-"""Convolution on the tensor cores of compute capability 9.0, by instructions of a warpgroup (wgmma).
+"""Convolution on tensor cores by instructions of a whole warpgroup (wgmma), capability 9.0 alone.
 
 f16 and bf16, and float32 rounded to tf32, of which the weight gradient is not here: wgmma takes
 factors that lie the other way in 16 bits only. The mathematics: src/conv_wgmma.cu and
