@@ -102,7 +102,8 @@ def save_file(
 ) -> None:
     """Write arrays by name as safetensors, atomically. Equal contents give equal bytes.
 
-    state_dict: name -> NumPy array of any strides and shape (0-d too), or anything with `.numpy()`.
+    state_dict: name -> NumPy array of any strides and shape (0-d too), or anything with `.numpy()`,
+        such as a Tensor, wherever it lives.
     metadata: text kept beside the arrays; see `read_metadata`.
 
     Raises TypeError for a name that is not text, a value that is not an array or a dtype that the
@@ -133,7 +134,7 @@ def _writable(name: object, value: object) -> Array:
     if name == "__metadata__":
         raise ValueError("save_file: the name '__metadata__' is reserved; use metadata=")
     if isinstance(value, HasNumpy):
-        value = value.numpy()
+        value = (value.cpu() if hasattr(value, "cpu") else value).numpy()
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(f"save_file: {name} must be an array, got {type(value).__name__}")
     # Not ascontiguousarray, which makes 0-d arrays 1-d.

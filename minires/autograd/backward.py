@@ -23,6 +23,7 @@ from minires.autograd.buffer import Rebuilt, Saved
 from minires.autograd.hooks import Hooks
 from minires.autograd.tape import Function, describe, enable_grad, no_grad, shape_and_dtype
 from minires.autograd.tensor import Tensor
+from minires.kernels.arrays import active, arrayed, is_array, is_floating, xp_of
 from minires.kernels.operations import add
 
 Key = tuple[int, int]  # (id of a node or leaf, output index)
@@ -50,7 +51,7 @@ class _Pending:
             np.add(self.value._data, value._data, out=value._data)
             self.value, self.owned = value, True
         else:
-            self.value = Tensor._wrap(np.asarray(self.value._data + value._data))
+            self.value = Tensor._wrap(arrayed(self.value._data + value._data))
             self.owned = True
 
     def own(self) -> Tensor:
@@ -107,7 +108,9 @@ class _Walk:
         for index, (shape, dtype) in enumerate(node.outputs):
             pending = collected.get(index)
             if pending is None:  # an output nothing was computed from
-                gradients.append(Tensor._wrap(np.zeros(shape, dtype)))
+                like = next(iter(collected.values())).value._data
+                with active(like):
+                    gradients.append(Tensor._wrap(xp_of(like).zeros(shape, dtype)))
                 continue
             if watched:
                 self.show(node, index, pending)
@@ -122,7 +125,11 @@ class _Walk:
         edges, needs = node.edges, node.needs
         if self.useful is not None:
             needs = tuple([_leads_to(self.wanted, edge, self.useful) for edge in edges])
-        results = node.differentiate(gradients, needs)
+        if type(gradients[0]._data) is np.ndarray:
+            results = node.differentiate(gradients, needs)
+        else:
+            with active(gradients[0]._data):
+                results = node.differentiate(gradients, needs)
         if len(results) != len(edges):
             raise RuntimeError(
                 f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
@@ -138,7 +145,7 @@ class _Walk:
                     f"{position} of shape {shape}"
                 )
             if result._data.dtype != dtype:
-                if dtype.kind != "f":
+                if not is_floating(dtype):
                     raise TypeError(
                         f"{node.name}: input {position} is {dtype} and cannot have a gradient; "
                         "requires_grad is for floating-point tensors"
@@ -228,11 +235,19 @@ def _seed(output: Tensor, gradient: Any, what: str) -> Tensor:
                 f"{what}: the output has {describe(output)}, and only a scalar has a gradient of "
                 "its own; reduce it to a scalar, or pass the gradient reaching it"
             )
-        return Tensor._wrap(np.ones_like(output._data))
+        with active(output._data):
+            return Tensor._wrap(xp_of(output._data).ones_like(output._data))
     if not isinstance(gradient, Tensor):
-        gradient = Tensor(np.asarray(gradient, output.dtype))
+        gradient = Tensor(gradient, dtype=output.dtype)
+        if gradient.ndim == 0:
+            gradient = gradient.to(output.device)
     if gradient.shape != output.shape:
         raise ValueError(f"{what}: gradient has shape {gradient.shape}, expected {output.shape}")
+    if gradient.device != output.device:
+        raise ValueError(
+            f"{what}: the gradient lives on {gradient.device} and the output on {output.device}; "
+            f"bring it there with .to({output.device!r})"
+        )
     return gradient if gradient.dtype == output.dtype else gradient.astype(output.dtype)
 
 
@@ -274,7 +289,7 @@ def grad(
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if grad_outputs is None:
         grad_outputs = [None] * len(outputs)
-    elif isinstance(grad_outputs, Tensor | np.ndarray):
+    elif isinstance(grad_outputs, Tensor) or is_array(grad_outputs):
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad: {len(outputs)} outputs but {len(grad_outputs)} grad_outputs")

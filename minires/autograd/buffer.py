@@ -3,7 +3,8 @@
 Every tensor shares a `Buffer` with its views. Changes made through minires (the optimiser's
 step, `copy_`, item assignment) count up its version. Changes made behind its back, through
 `.data` or `.numpy()`, cannot be counted, so an array that was ever handed out is also compared
-by a checksum. Arrays that never leave the engine, the bulk of any network, are never read for it.
+by a checksum. Arrays that never leave the engine, the bulk of any network, are never read for it;
+nor are those of a device, where comparing would make the host wait at every step.
 """
 
 from __future__ import annotations

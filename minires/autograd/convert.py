@@ -8,11 +8,19 @@ import numpy as np
 
 from minires.autograd.buffer import Buffer
 from minires.autograd.tensor import Tensor
+from minires.kernels.arrays import (
+    as_dtype,
+    device_of,
+    is_array,
+    is_floating,
+    shared,
+    to_device,
+)
 
 
 def as_array(data: Any, dtype: Any = None) -> Any:
     """`data` as an array of numbers: not copied if it is one; Python floats become float32, or
-    what `dtype` asks for.
+    what `dtype` asks for. A device's arrays stay there, `__cuda_array_interface__` among them.
 
     Raises TypeError for what is no number, ValueError for rows of unequal length.
     """
@@ -20,6 +28,10 @@ def as_array(data: Any, dtype: Any = None) -> Any:
         data = data._data
     if isinstance(data, np.ndarray | np.generic):
         array = np.asarray(data)
+    elif is_array(data):
+        array = data
+    elif hasattr(data, "__cuda_array_interface__"):
+        array = shared(data)
     else:
         if isinstance(data, list | tuple) and any(isinstance(d, Tensor) for d in data):
             raise TypeError("Tensor: cannot hold a sequence of Tensors; use mr.stack(tensors)")
@@ -29,32 +41,53 @@ def as_array(data: Any, dtype: Any = None) -> Any:
             raise ValueError(f"Tensor: rows of unequal length make no array: {error}") from None
         if array.dtype == np.float64 and dtype is None:
             array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and not is_floating(array.dtype):
         raise TypeError(f"Tensor: needs numbers, got {type(data).__name__} of dtype {array.dtype}")
-    return array if dtype is None else array.astype(dtype, copy=False)
+    return array if dtype is None else array.astype(as_dtype(dtype), copy=False)
 
 
-def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """A Tensor holding a copy of `data` (`Tensor(...)` shares a NumPy array instead)."""
-    copied = Tensor(np.array(as_array(data, dtype)), requires_grad)
+def tensor(
+    data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None
+) -> Tensor:
+    """A Tensor holding a copy of `data` (`Tensor(...)` shares an array instead).
+
+    device: where the copy lives; by default where `data` does.
+    """
+    array = as_array(data, dtype)
+    there = array if device is None else to_device(array, device)
+    copied = Tensor(there.copy(order="K") if there is array else there, requires_grad)
     copied._buffer.exposed = False  # nobody else holds the copy yet
     return copied
 
 
-def plain_index(index: Any) -> Any:
-    """An index with Tensors replaced by their arrays."""
-    if isinstance(index, Tensor):
-        return index._data
+def plain_source(values: Any) -> Any:
+    """Values to be written somewhere, as an array of wherever they are."""
+    return values if is_array(values) else np.asarray(values)
+
+
+def plain_index(index: Any, array: Any) -> Any:
+    """An index with Tensors replaced by their arrays, on the device of the array to be indexed."""
     if isinstance(index, tuple):
-        return tuple(plain_index(i) for i in index)
-    return index
+        return tuple(plain_index(i, array) for i in index)
+    if isinstance(index, Tensor):
+        index = index._data
+    if type(array) is np.ndarray:
+        if is_array(index) and device_of(index) != "cpu":
+            raise ValueError(
+                f"indexing: the index lives on {device_of(index)}, the tensor on cpu; bring the "
+                "index here with .cpu()"
+            )
+        return index
+    if isinstance(index, list):
+        index = np.asarray(index)
+    return to_device(index, device_of(array)) if is_array(index) else index
 
 
 def kept_index(index: Any) -> Any:
     """A plain index that stays as it is, whatever becomes of the arrays it was made of."""
     if isinstance(index, tuple):
         return tuple(kept_index(i) for i in index)
-    return index.copy() if isinstance(index, np.ndarray) else index
+    return index.copy() if is_array(index) else index
 
 
 def varargs(values: tuple[Any, ...]) -> tuple[int, ...]:

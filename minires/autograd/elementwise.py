@@ -10,22 +10,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minires.autograd.tape import Function, is_grad_enabled
+from minires.autograd.tape import Function, is_grad_enabled, on_one_device
 from minires.autograd.tensor import Scalar, Tensor
+from minires.kernels.arrays import active, arrayed, is_array, is_floating, xp_of
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """`value` as a Tensor. Python numbers, and lists of them, take the dtype of `like`."""
+    """`value` as a Tensor. Python numbers, and lists of them, take dtype and device of `like`."""
     if isinstance(value, Tensor):
         return value
     if like is not None:
-        dtype = like._data.dtype
+        array = like._data
+        dtype = array.dtype
         if isinstance(value, int | float):
-            if dtype.kind == "f" or (dtype.kind in "iu" and isinstance(value, int)):
-                return Tensor._wrap(np.asarray(value, dtype))
-        elif isinstance(value, list | tuple) and dtype.kind == "f":
-            return Tensor(value, dtype=dtype)
-    if isinstance(value, np.ndarray | np.generic | int | float | list | tuple):
+            if is_floating(dtype) or (dtype.kind in "iu" and isinstance(value, int)):
+                if type(array) is np.ndarray:
+                    return Tensor._wrap(np.asarray(value, dtype))
+                with active(array):
+                    return Tensor._wrap(xp_of(array).full((), value, dtype))
+        elif isinstance(value, list | tuple):
+            return Tensor(value, dtype=dtype if is_floating(dtype) else None).to(like.device)
+    if isinstance(value, np.generic | int | float | list | tuple) or is_array(value):
         return Tensor(value)
     raise TypeError(f"expected a Tensor, an array or a number, got {type(value).__name__}")
 
@@ -55,7 +60,7 @@ class SumTo(Function):
         axes = tuple(range(extra)) + tuple(
             extra + i for i, n in enumerate(self.shape) if n == 1 and x.shape[extra + i] != 1
         )
-        return np.asarray(x.sum(axis=axes)).reshape(self.shape)
+        return x.sum(axis=axes).reshape(self.shape)
 
     def backward(self, gy: Tensor) -> Tensor:
         from minires.autograd.shaping import broadcast_to
@@ -84,7 +89,7 @@ class _Binary(Function):
 
 class Add(_Binary):
     def compute(self, a: Any, b: Any) -> Any:
-        return np.asarray(a + b)
+        return a + b
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         return sum_to(gy, self.a_shape), sum_to(gy, self.b_shape)
@@ -92,7 +97,7 @@ class Add(_Binary):
 
 class Sub(_Binary):
     def compute(self, a: Any, b: Any) -> Any:
-        return np.asarray(a - b)
+        return a - b
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         gb = sum_to(-gy, self.b_shape) if self.needs[1] else None
@@ -102,7 +107,7 @@ class Sub(_Binary):
 class Mul(_Binary):
     def compute(self, a: Any, b: Any) -> Any:
         self.save(a=a, b=b)
-        return np.asarray(a * b)
+        return a * b
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         saved = self.saved
@@ -114,7 +119,7 @@ class Mul(_Binary):
 class Div(_Binary):
     def compute(self, a: Any, b: Any) -> Any:
         self.save(a=a, b=b)
-        return np.asarray(a / b)
+        return a / b
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.saved.a, self.saved.b
@@ -130,9 +135,9 @@ class Maximum(_Binary):
     wins: ClassVar[Any] = np.greater
 
     def compute(self, a: Any, b: Any) -> Any:
-        y = np.asarray(self.choose(a, b))
+        y = self.choose(a, b)
         share = self.wins(a, b) + 0.5 * (a == b)
-        self.save(share=share.astype(y.dtype))
+        self.save(share=arrayed(share.astype(y.dtype)))
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
@@ -154,7 +159,7 @@ class Pow(Function):
 
     def forward(self, x: Any) -> Any:
         self.save(x=x)
-        return np.asarray(x**self.exponent)
+        return x**self.exponent
 
     def backward(self, gy: Tensor) -> Tensor:
         if self.exponent == 0:
@@ -167,7 +172,7 @@ class PowTensor(_Binary):
 
     def compute(self, a: Any, b: Any) -> Any:
         self.save(a=a, b=b)
-        return np.asarray(a**b)
+        return a**b
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.saved.a, self.saved.b
@@ -180,7 +185,7 @@ class PowTensor(_Binary):
 
 class Neg(Function):
     def forward(self, x: Any) -> Any:
-        return np.asarray(-x)
+        return -x
 
     def backward(self, gy: Tensor) -> Tensor:
         return -gy
@@ -188,7 +193,7 @@ class Neg(Function):
 
 class Exp(Function):
     def forward(self, x: Any) -> Any:
-        y = np.asarray(np.exp(x))
+        y = arrayed(np.exp(x))
         self.save(y=y)
         return y
 
@@ -199,7 +204,7 @@ class Exp(Function):
 class Log(Function):
     def forward(self, x: Any) -> Any:
         self.save(x=x)
-        return np.asarray(np.log(x))
+        return np.log(x)
 
     def backward(self, gy: Tensor) -> Tensor:
         return gy / self.saved.x
@@ -207,7 +212,7 @@ class Log(Function):
 
 class Sqrt(Function):
     def forward(self, x: Any) -> Any:
-        y = np.asarray(np.sqrt(x))
+        y = arrayed(np.sqrt(x))
         self.save(y=y)
         return y
 
@@ -217,7 +222,7 @@ class Sqrt(Function):
 
 class Tanh(Function):
     def forward(self, x: Any) -> Any:
-        y = np.asarray(np.tanh(x))
+        y = arrayed(np.tanh(x))
         self.save(y=y)
         return y
 
@@ -231,7 +236,7 @@ class Sigmoid(Function):
 
     def forward(self, x: Any) -> Any:
         e = np.exp(-np.abs(x))
-        y = np.asarray(np.where(x >= 0, 1, e) / (1 + e))
+        y = arrayed(np.where(x >= 0, 1, e) / (1 + e))
         self.save(y=y)
         return y
 
@@ -244,8 +249,8 @@ class Abs(Function):
     """|x|, with gradient 0 at 0."""
 
     def forward(self, x: Any) -> Any:
-        self.save(sign=np.sign(x))
-        return np.asarray(np.abs(x))
+        self.save(sign=arrayed(np.sign(x)))
+        return np.abs(x)
 
     def backward(self, gy: Tensor) -> Tensor:
         return gy * self.saved.sign
@@ -260,8 +265,8 @@ class Clip(Function):
         self.minimum, self.maximum = minimum, maximum
 
     def forward(self, x: Any) -> Any:
-        y = np.asarray(np.clip(x, self.minimum, self.maximum))
-        self.save(mask=(x == y).astype(x.dtype))
+        y = np.clip(x, self.minimum, self.maximum)
+        self.save(mask=arrayed((x == y).astype(x.dtype)))
         return y
 
     def backward(self, gy: Tensor) -> Tensor:
@@ -339,10 +344,12 @@ def minimum(a: Any, b: Any) -> Tensor:
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where `condition` (a boolean tensor or array) holds, else b."""
-    mask = condition._data if isinstance(condition, Tensor) else np.asarray(condition)
+    mask = as_tensor(condition)
     if mask.dtype != np.bool_:
         raise TypeError(f"where: the condition must be boolean, got {mask.dtype}")
-    return Where(mask.copy())(*_pair(a, b))  # a copy: the caller's may change before backward
+    mask, a, b = on_one_device("where", (mask, *_pair(a, b)))
+    # A copy: the caller's may change before backward.
+    return Where(mask._data.copy())(a, b)
 
 
 def neg(x: Tensor) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from minires.autograd.convert import as_array
 from minires.autograd.tensor import Tensor
 
@@ -16,7 +14,7 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        super().__init__(np.array(as_array(data)), requires_grad=requires_grad)
+        super().__init__(as_array(data).copy(order="K"), requires_grad=requires_grad)
         self._buffer.exposed = False  # the copy is ours: nobody holds it until `.data` is read
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from minires.autograd.elementwise import as_tensor
 from minires.autograd.shaping import broadcast_to
 from minires.autograd.tape import Function
 from minires.autograd.tensor import Axis, Tensor
+from minires.kernels.arrays import arrayed
 
 
 def normalise_axes(axis: Axis, ndim: int, operation: str) -> tuple[int, ...]:
@@ -39,7 +40,7 @@ class Sum(Function):
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
         self.axes = normalise_axes(self.axis, x.ndim, "sum")
-        return np.asarray(x.sum(axis=self.axes, keepdims=self.keepdims))
+        return x.sum(axis=self.axes, keepdims=self.keepdims)
 
     def backward(self, gy: Tensor) -> Tensor:
         return broadcast_to(gy.reshape(_kept(self.shape, self.axes)), self.shape)
@@ -57,9 +58,9 @@ class Extreme(Function):
         if any(x.shape[a] == 0 for a in axes):
             raise ValueError(f"{operation}: no element along axis {self.axis} of shape {x.shape}")
         self.kept, self.shape = _kept(x.shape, axes), x.shape
-        y = np.asarray(getattr(x, operation)(axis=axes, keepdims=True))
+        y = arrayed(getattr(x, operation)(axis=axes, keepdims=True))
         tied = ((x == y) | (x != x)).astype(x.dtype)  # where there is NaN, NaN is the extreme
-        self.save(share=tied / tied.sum(axis=axes, keepdims=True))
+        self.save(share=arrayed(tied / tied.sum(axis=axes, keepdims=True)))
         return y if self.keepdims else y.squeeze(axes)
 
     def backward(self, gy: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from minires.autograd.convert import kept_index, plain_index
 from minires.autograd.elementwise import as_tensor, sum_to
 from minires.autograd.tape import Function
 from minires.autograd.tensor import Tensor
+from minires.kernels.arrays import device_of, is_array, to_device, to_host, xp_of
 
 
 class Reshape(Function):
@@ -78,7 +79,7 @@ class GetItem(Function):
 
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
-        return np.asarray(x[self.index])
+        return x[self.index]
 
     def backward(self, gy: Tensor) -> Tensor:
         return PutItem(self.index, self.shape)(gy)
@@ -91,12 +92,16 @@ class PutItem(Function):
         self.index, self.shape = index, shape
 
     def forward(self, y: Any) -> Any:
-        x = np.zeros_like(y, shape=self.shape)  # in y's order of axes: channels-last stays so
         if _selects_once(self.index):
+            # In y's order of axes: channels-last stays so.
+            x = xp_of(y).zeros_like(y, shape=self.shape)
             x[self.index] = y
-        else:
-            np.add.at(x, self.index, y)
-        return x
+            return x
+        # A device would add in an order that changes from run to run: this is done by the host.
+        host = to_host(y)
+        total = np.zeros_like(host, shape=self.shape)
+        np.add.at(total, _on_host(self.index), host)
+        return to_device(total, device_of(y))
 
     def backward(self, gx: Tensor) -> Tensor:
         return gx[self.index]
@@ -109,9 +114,16 @@ def _selects_once(index: Any) -> bool:
         part is None
         or part is Ellipsis
         or isinstance(part, slice | int | np.integer)
-        or (isinstance(part, np.ndarray) and part.dtype == np.bool_)
+        or (is_array(part) and part.dtype == np.bool_)
         for part in parts
     )
+
+
+def _on_host(index: Any) -> Any:
+    """A plain index with its arrays on the host."""
+    if isinstance(index, tuple):
+        return tuple(_on_host(part) for part in index)
+    return to_host(index) if is_array(index) else index
 
 
 class Concatenate(Function):
@@ -160,6 +172,20 @@ class Cast(Function):
 
     def backward(self, gy: Tensor) -> Tensor:
         return gy.astype(self.x_dtype)
+
+
+class Transfer(Function):
+    """The same values on another device; the gradient goes back to where they came from."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def forward(self, x: Any) -> Any:
+        self.home = device_of(x)
+        return to_device(x, self.device)
+
+    def backward(self, gy: Tensor) -> Tensor:
+        return gy.to(self.home)
 
 
 class Clone(Function):
@@ -248,7 +274,7 @@ def unsqueeze(x: Any, axis: int) -> Tensor:
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index] for NumPy's basic and advanced indices; Tensors may serve as indices."""
     try:
-        return GetItem(kept_index(plain_index(index)))(x)
+        return GetItem(kept_index(plain_index(index, x._data)))(x)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from minires.autograd.buffer import Buffer, Rebuilt, Saved
 from minires.autograd.hooks import Hooks
+from minires.kernels.arrays import active, device_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -177,6 +178,15 @@ class Function:
         except AttributeError:
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
             raise TypeError(f"{self.name}: takes Tensors, got {kinds}") from None
+        for array in arrays:
+            if type(array) is not np.ndarray:
+                tensors = on_one_device(self.name, tensors)
+                with active(tensors[0]._data):
+                    return self._apply(tensors, [tensor._data for tensor in tensors])
+        return self._apply(tensors, arrays)
+
+    def _apply(self, tensors: tuple[Tensor, ...], arrays: list[Any]) -> Any:
+        """Compute the outputs and, if a gradient may be asked for, become a node."""
         record = False
         if _mode.enabled:
             for tensor in tensors:
@@ -354,6 +364,25 @@ def _tell_apart(arrays: list[Any], tensors: tuple[Tensor, ...]) -> None:
     for i, tensor in enumerate(tensors):
         if first.setdefault(id(arrays[i]), tensor) is not tensor:
             arrays[i] = arrays[i].view()
+
+
+def on_one_device(operation: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The operands of an operation, numbers among them brought to the device of the others.
+
+    Raises ValueError if operands that are more than a number live on different devices.
+    """
+    homes = [device_of(tensor._data) for tensor in tensors]
+    if len(set(homes)) == 1:
+        return tensors
+    arrays = {home for home, tensor in zip(homes, tensors, strict=True) if tensor._data.ndim}
+    if len(arrays) > 1:
+        home = min(arrays - {"cpu"})
+        raise ValueError(
+            f"{operation.lower()}: operands live on {' and '.join(sorted(arrays))}; bring them "
+            f"together with .to({home!r}) or .cpu()"
+        )
+    home = arrays.pop() if arrays else min(set(homes) - {"cpu"})
+    return tuple([tensor.to(home) for tensor in tensors])
 
 
 def shape_and_dtype(edge: Any) -> tuple[tuple[int, ...], Any]:

@@ -10,17 +10,20 @@ import numpy as np
 
 from minires.autograd.buffer import Buffer
 from minires.autograd.hooks import Handle, Hooks
-from minires.autograd.tape import Function, describe, is_grad_enabled
+from minires.autograd.placing import Placed
+from minires.autograd.tape import Function, describe, is_grad_enabled, on_one_device
+from minires.kernels.arrays import active, arrayed, is_array, is_floating, to_device, to_host
 
 Scalar = int | float | bool
 Axis = int | Sequence[int] | None
 
 
-class Tensor:
+class Tensor(Placed):
     """An n-dimensional array whose operations can be differentiated.
 
-    data: an array, a (nested) sequence of numbers, a number or another Tensor. NumPy arrays are
-        shared, not copied, and keep their dtype; Python floats become float32.
+    data: an array, a (nested) sequence of numbers, a number or another Tensor. Arrays of NumPy
+        and CuPy, and what has `__cuda_array_interface__`, are shared, not copied, and keep their
+        dtype; Python floats become float32.
     requires_grad: whether `backward()` shall leave a gradient in `.grad`; floating point only.
     dtype: convert to this dtype first (a copy if it differs).
 
@@ -38,7 +41,7 @@ class Tensor:
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
         array = convert.as_array(data, dtype)
-        if requires_grad and array.dtype.kind != "f":
+        if requires_grad and not is_floating(array.dtype):
             raise TypeError(
                 f"Tensor: only floating-point tensors can require gradients, got {array.dtype}; "
                 "pass dtype=np.float32"
@@ -92,17 +95,10 @@ class Tensor:
                 f"data: expected shape {self._data.shape}, got {array.shape}; make a new Tensor "
                 "to change the shape"
             )
-        if self.requires_grad and array.dtype.kind != "f":
+        if self.requires_grad and not is_floating(array.dtype):
             raise TypeError(f"data: this tensor requires gradients, got dtype {array.dtype}")
         self._data = array
         self._buffer = value._buffer if isinstance(value, Tensor) else Buffer(array, exposed=True)
-
-    def numpy(self) -> np.ndarray:
-        """The values as a NumPy array, sharing memory with this tensor."""
-        return np.asarray(self.data)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.data, dtype=dtype, copy=copy)
 
     def item(self) -> Any:
         """The only element as a Python number. Raises ValueError if there are more."""
@@ -116,14 +112,20 @@ class Tensor:
     def copy_(self, source: Any) -> Tensor:
         """Overwrite the values with `source`'s (broadcast and cast); returns self."""
         self.refuse_in_place("copy_")
-        array = source._data if isinstance(source, Tensor) else np.asarray(source)
-        self._data[...] = array
+        array = source._data if isinstance(source, Tensor) else convert.plain_source(source)
+        with active(self._data):
+            self._data[...] = to_device(array, self.device)
         self._buffer.version += 1
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.refuse_in_place("item assignment")
-        self._data[convert.plain_index(index)] = value._data if isinstance(value, Tensor) else value
+        data = self._data
+        value = value._data if isinstance(value, Tensor) else value
+        if type(data) is not np.ndarray and isinstance(value, np.ndarray | list | tuple):
+            value = to_device(np.asarray(value), self.device)
+        with active(data):
+            data[convert.plain_index(index, data)] = value
         self._buffer.version += 1
 
     def refuse_in_place(self, what: str) -> None:
@@ -158,11 +160,6 @@ class Tensor:
         return int(self._data.size)
 
     @property
-    def device(self) -> str:
-        """Where the array lives: "cpu"."""
-        return "cpu"
-
-    @property
     def is_leaf(self) -> bool:
         """Whether no recorded operation made this tensor."""
         return self._node is None
@@ -195,10 +192,12 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def __repr__(self) -> str:
-        body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(")
+        body = np.array2string(to_host(self._data), separator=", ", prefix="tensor(")
         parts = [f"tensor({body}"]
         if self._data.dtype not in (np.float32, np.int64, np.bool_):
             parts.append(f"dtype={self._data.dtype}")
+        if self.device != "cpu":
+            parts.append(f"device={self.device!r}")
         if self._node is not None:
             parts.append(f"grad_fn=<{self._node.name}>")
         elif self.requires_grad:
@@ -256,7 +255,7 @@ class Tensor:
         """Set `requires_grad` of a leaf; returns self."""
         if self._node is not None and not requires_grad:
             raise RuntimeError("requires_grad_: only a leaf can stop requiring gradients; detach()")
-        if requires_grad and self._data.dtype.kind != "f":
+        if requires_grad and not is_floating(self._data.dtype):
             raise TypeError(f"requires_grad_: only floating-point tensors, got {self._data.dtype}")
         self.requires_grad = bool(requires_grad)
         return self
@@ -285,34 +284,6 @@ class Tensor:
         copied = convert.rebuilt(*self.__reduce__()[1])
         copied._buffer = self._buffer
         return copied
-
-    # -- dtype and device --------------------------------------------------------------------
-
-    def to(self, target: Any) -> Tensor:
-        """On a device ("cpu") or in a dtype, differentiable; self if nothing changes."""
-        if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "gpu", "mps"):
-            if target.split(":")[0] != "cpu":
-                raise RuntimeError(f"to({target!r}): this version computes on the CPU only")
-            return self
-        return self.astype(target)
-
-    def astype(self, dtype: Any) -> Tensor:
-        """In another dtype, differentiable between floating-point dtypes."""
-        dtype = np.dtype(dtype)
-        if dtype == self._data.dtype:
-            return self
-        if dtype.kind != "f":
-            return Tensor._wrap(self._data.astype(dtype))
-        return shaping.Cast(dtype)(self)
-
-    def float(self) -> Tensor:
-        return self.astype(np.float32)
-
-    def double(self) -> Tensor:
-        return self.astype(np.float64)
-
-    def cpu(self) -> Tensor:
-        return self.to("cpu")
 
     # -- arithmetic --------------------------------------------------------------------------
 
@@ -395,10 +366,14 @@ class Tensor:
 
     def _compare(self, ufunc: Any, other: Any) -> Any:
         if isinstance(other, Tensor):
+            if type(other._data) is not type(self._data):
+                self, other = on_one_device(ufunc.__name__, (self, other))
             other = other._data
-        elif not isinstance(other, int | float | np.ndarray | np.generic | list | tuple):
+        elif isinstance(other, list | tuple):
+            other = to_device(np.asarray(other), self.device)
+        elif not (isinstance(other, int | float | np.generic) or is_array(other)):
             return NotImplemented
-        return Tensor._wrap(np.asarray(ufunc(self._data, other)))
+        return Tensor._wrap(arrayed(ufunc(self._data, other)))
 
     # -- the rest, as methods ----------------------------------------------------------------
 
@@ -439,10 +414,10 @@ class Tensor:
         return reductions.min(self, axis, keepdims)
 
     def argmax(self, axis: int | None = None) -> Tensor:
-        return Tensor._wrap(np.asarray(self._data.argmax(axis)))
+        return Tensor._wrap(arrayed(self._data.argmax(axis)))
 
     def argmin(self, axis: int | None = None) -> Tensor:
-        return Tensor._wrap(np.asarray(self._data.argmin(axis)))
+        return Tensor._wrap(arrayed(self._data.argmin(axis)))
 
     def matmul(self, other: Any) -> Tensor:
         return linalg.matmul(self, other)

@@ -273,3 +273,10 @@ def _log_softmax(x: Any, axis: int) -> Cost:
 def _log_softmax_grad(gy: Any, y: Any, axis: int) -> Cost:
     """Per number: the sum of gy, exp(y), times the sum, subtracted."""
     return Cost(4 * gy.size, 2 * _bytes(gy) + _bytes(y))
+
+
+@cost_of("cross_entropy")
+def _cross_entropy(x: Any, labels: Any, ignore_index: int, label_smoothing: float) -> Cost:
+    """Per number: those of log-softmax, times q, summed, exp, less q; loss and gradient go out."""
+    losses = len(x) * x.dtype.itemsize
+    return Cost(9 * x.size + x.size // max(x.shape[1], 1), 2 * _bytes(x) + _bytes(labels) + losses)

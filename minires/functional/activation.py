@@ -10,6 +10,7 @@ from minires.autograd import Function, Tensor, as_tensor, exp
 from minires.functional.checks import floating, same_dtype
 from minires.functional.random import generator
 from minires.kernels import operations as ops
+from minires.kernels.arrays import to_device
 from minires.kernels.geometry import shape_text
 
 
@@ -84,7 +85,7 @@ class Dropout(Function):
         self.mask = mask
 
     def forward(self, x: Any) -> Any:
-        return np.asarray(x * self.mask)
+        return x * self.mask
 
     def backward(self, gy: Tensor) -> Tensor:
         return Dropout(self.mask)(gy)
@@ -127,7 +128,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 def dropout(x: Any, p: float = 0.5, training: bool = True) -> Tensor:
     """Each element zeroed with probability p and the others scaled by 1 / (1 - p); in eval, x.
 
-    The mask is drawn from the generator that `mr.manual_seed` seeds.
+    The mask is drawn on the host, from the generator that `mr.manual_seed` seeds.
     Raises ValueError unless 0 <= p <= 1.
     """
     if not 0.0 <= p <= 1.0:
@@ -138,4 +139,4 @@ def dropout(x: Any, p: float = 0.5, training: bool = True) -> Tensor:
         return x
     keep = generator().random(x.shape, dtype=np.float32) >= p
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    return Dropout(keep * x.dtype.type(scale))(x)
+    return Dropout(to_device(keep * x.dtype.type(scale), x.device))(x)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from minires.autograd import Tensor
+from minires.kernels.arrays import is_floating
 from minires.kernels.geometry import shape_text
 
 
 def floating(operation: str, **tensors: Tensor) -> None:
     """Raise TypeError unless the tensors are of a floating-point dtype."""
     for name, tensor in tensors.items():
-        if tensor._data.dtype.kind != "f":
+        dtype = tensor._data.dtype
+        if dtype.kind != "f" and not is_floating(dtype):
             raise TypeError(
                 f"{operation}: {name} must be floating point, got {tensor.dtype}; "
                 f"convert it with {name}.float()"
@@ -30,12 +32,20 @@ def same_dtype(operation: str, **tensors: Tensor) -> None:
 
 
 def channels(operation: str, x: Tensor, **per_channel: Tensor | None) -> None:
-    """Raise ValueError unless the tensors hold one value per channel of x (N, C, ...)."""
-    C = x._data.shape[1]
+    """Raise ValueError unless the tensors hold one value per channel of x (N, C, ...) and live
+    on its device."""
+    C, kind = x._data.shape[1], type(x._data)
     expected = (C,)
     for name, tensor in per_channel.items():
-        if tensor is not None and tensor._data.shape != expected:
+        if tensor is None:
+            continue
+        if tensor._data.shape != expected:
             raise ValueError(
                 f"{operation}: {name} must have shape ({C},) for the {C} channels of x "
                 f"{shape_text(x.shape)}, got {tensor.shape}"
+            )
+        if type(tensor._data) is not kind and tensor.device != x.device:
+            raise ValueError(
+                f"{operation}: x lives on {x.device} and {name} on {tensor.device}; bring them "
+                "together with .to(device) of the tensor or of the whole model"
             )

@@ -256,7 +256,8 @@ def batch_norm(
     running_mean, running_var: (C,). With `training`, the batch's own statistics normalise, and
         these move towards them: new = (1 - momentum) * old + momentum * batch, with the unbiased
         variance. Without, they normalise. None: the batch's statistics are always used.
-    weight, bias: (C,), gamma and beta; both or neither.
+    weight, bias: (C,), gamma and beta; both or neither. Of the dtype of x, or float32 for 16-bit
+        images, whose statistics are float32 too.
     eps: added to the variance.
 
     Raises ValueError for shapes that do not fit, or fewer than two values per channel in training;
@@ -334,7 +335,10 @@ def _batch_norm(
     affine: tuple[Tensor, ...] = ()
     if weight is not None:
         affine = weight, bias = as_tensor(weight), as_tensor(bias)
-        same_dtype("batch_norm", x=x, weight=weight, bias=bias)
+        if x.dtype.itemsize == 2 and weight.dtype == np.float32:
+            same_dtype("batch_norm", weight=weight, bias=bias)
+        else:
+            same_dtype("batch_norm", x=x, weight=weight, bias=bias)
     channels(
         "batch_norm", x,
         running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
@@ -357,7 +361,8 @@ def _batch_norm(
             _move(running_mean, function.mean, momentum, 1.0)
             _move(running_var, function.var, momentum, m / (m - 1))
         return y
-    mean, var = (s._data.astype(x.dtype, copy=False) for s in (running_mean, running_var))
+    sums = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
+    mean, var = (s._data.astype(sums, copy=False) for s in (running_mean, running_var))
     if not (is_grad_enabled() and any(t.requires_grad for t in affine)):
         # Worked out as batch_norm_eval does it: the same bits whether gradients are wanted or not.
         scale = 1.0 / np.sqrt(var + var.dtype.type(eps))

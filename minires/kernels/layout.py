@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from minires.kernels.arrays import xp_of
 
 observer: Callable[[Any], Any] | None = None
 """Called in place of every copy while somebody watches (`minires.bench.profile`)."""
@@ -21,7 +21,7 @@ def to_nhwc(x: Any) -> Any:
     pixels = x.transpose(0, 2, 3, 1)
     if pixels.flags.c_contiguous:
         return pixels
-    return np.ascontiguousarray(pixels) if observer is None else observer(pixels)
+    return xp_of(x).ascontiguousarray(pixels) if observer is None else observer(pixels)
 
 
 def to_nchw(x: Any) -> Any:
@@ -32,7 +32,7 @@ def to_nchw(x: Any) -> Any:
 def rows(x: Any) -> Any:
     """(N, C, H, W) or (N, C) -> (N*H*W, C): one row per pixel; a view of channels-last memory."""
     if x.ndim == 2:
-        return np.ascontiguousarray(x)
+        return xp_of(x).ascontiguousarray(x)
     return to_nhwc(x).reshape(-1, x.shape[1])
 
 

@@ -67,3 +67,8 @@ adaptive_avg_pool2d_grad = define(
 
 log_softmax = define("log_softmax", "log_softmax(x, axis) -> y")
 log_softmax_grad = define("log_softmax_grad", "log_softmax_grad(gy, y, axis) -> gx")
+# The loss of each row of x (N, K), and that loss's gradient by the row. A label of ignore_index has
+# loss 0 and no gradient; any other one outside [0, K) has loss NaN.
+cross_entropy = define(
+    "cross_entropy", "cross_entropy(x, labels, ignore_index, label_smoothing) -> (losses, gx)"
+)

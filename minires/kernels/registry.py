@@ -23,6 +23,7 @@ import numpy as np
 
 from minires._names import unknown
 from minires.kernels import environment, selection, threads
+from minires.kernels.arrays import xp_of
 from minires.kernels.condition import Condition, condition_text, never
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 
@@ -198,11 +199,11 @@ _late: list[str] = []
 
 def backend_of(array: Any) -> str:
     """The backend that computes on arrays of this type. Raises TypeError for anything else."""
-    if isinstance(array, np.ndarray):
-        return "cpu"
-    if type(array).__module__.partition(".")[0] == "cupy":
-        return "cuda"
-    raise TypeError(f"kernels take NumPy or CuPy arrays, got {type(array).__name__}")
+    try:
+        return "cpu" if xp_of(array) is np else "cuda"
+    except TypeError:
+        kind = type(array).__name__
+        raise TypeError(f"kernels take NumPy or CuPy arrays, got {kind}") from None
 
 
 def define(name: str, signature: str) -> Operation:

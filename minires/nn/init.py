@@ -10,6 +10,7 @@ import numpy as np
 
 from minires.autograd import Tensor
 from minires.functional.random import generator
+from minires.kernels.arrays import active, to_device
 
 _skip = False
 
@@ -78,5 +79,7 @@ def kaiming_normal_(
 
 
 def _fill(tensor: Tensor, values: np.ndarray) -> None:
-    tensor._data[...] = values
+    data = tensor._data
+    with active(data):
+        data[...] = to_device(np.asarray(values, data.dtype), tensor.device)
     tensor._buffer.version += 1

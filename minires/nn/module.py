@@ -11,7 +11,9 @@ import numpy as np
 from minires._names import nearest
 from minires.autograd import Parameter, Tensor
 from minires.autograd.hooks import Handle
+from minires.kernels.arrays import as_dtype, is_array, is_floating, names_device
 from minires.kernels.geometry import shape_text
+from minires.kernels.layout import to_nchw, to_nhwc
 
 
 class LoadResult(NamedTuple):
@@ -246,8 +248,8 @@ class Module:
         arrays = {}
         for name, target in own.items():
             if name in state:
-                array = arrays[name] = np.asarray(state[name])
-                if array.dtype.kind not in "fiub":
+                array = arrays[name] = _array(state[name])
+                if array.dtype.kind not in "fiub" and not is_floating(array.dtype):
                     problems.append(f"{name}: expected numbers, got {array.dtype}")
                 elif array.shape != target.shape:
                     shapes = shape_text(target.shape), shape_text(array.shape)
@@ -285,22 +287,46 @@ class Module:
             parameter.requires_grad_(requires_grad)
         return self
 
-    def to(self, target: Any) -> Self:
-        """Move to a device or convert floating-point tensors to a dtype, in place; returns self.
+    def to(self, *targets: Any) -> Self:
+        """Move to a device ("cuda") or convert floating-point tensors to a dtype; returns self.
 
-        Gradients are converted too. Raises TypeError for a dtype that is not floating point.
+        Parameters stay the objects they are, so an optimiser keeps them; gradients go along. On a
+        device, convolutions' weights lie in channels-last memory, as its kernels read them.
+        Nothing is changed if a tensor cannot be moved.
+
+        Raises TypeError for a dtype that is not floating point, and as `Tensor.to` does.
         """
+        devices = [t for t in targets if names_device(t)]
+        dtypes = [as_dtype(t) for t in targets if not names_device(t)]
+        for dtype in dtypes:
+            if not is_floating(dtype):
+                raise TypeError(f"to: modules are of floating point, got {dtype}")
+
+        def moved(tensor: Tensor) -> Tensor:
+            wanted = (*devices, *(dtypes if is_floating(tensor.dtype) else ()))
+            found = tensor.detach().to(*wanted)
+            if tensor.device == "cpu" != found.device and found.ndim == 4:
+                found = Tensor(to_nchw(to_nhwc(found._data)))
+            return found
+
+        changes = []
         for tensor in (*self.parameters(), *self.buffers()):
-            if tensor.dtype.kind == "f":
-                converted = tensor.detach().to(target)
-                if converted.dtype.kind != "f":
-                    raise TypeError(f"to: modules are of floating point, got {converted.dtype}")
-                if converted.dtype == tensor.dtype:
-                    continue
-                tensor.data = converted
-                if tensor.grad is not None:
-                    tensor.grad = tensor.grad.detach().to(target)
+            data = moved(tensor)
+            if data._data is not tensor._data:
+                changes.append((tensor, data, None if tensor.grad is None else moved(tensor.grad)))
+        for tensor, data, gradient in changes:
+            tensor.data = data
+            data._buffer.exposed = False  # nobody else holds what was just made
+            tensor.grad = gradient
         return self
+
+    def cpu(self) -> Self:
+        """To the host."""
+        return self.to("cpu")
+
+    def cuda(self, number: int = 0) -> Self:
+        """To the CUDA device of this number."""
+        return self.to(f"cuda:{number}")
 
     def float(self) -> Self:
         """To float32."""
@@ -324,6 +350,13 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         body = "\n  ".join(lines)
         return f"{type(self).__name__}({self.extra_repr()}\n  {body}\n)"
+
+
+def _array(value: Any) -> Any:
+    """What a state holds, as an array of where it lies."""
+    if isinstance(value, Tensor):
+        return value._data
+    return value if is_array(value) else np.asarray(value)
 
 
 class Sequential(Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Adam(Optimizer):
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{name}: betas are two numbers in [0, 1), got {group['betas']!r}")
 
-    def update(self, parameter: Tensor, gradient: np.ndarray, group: Group) -> None:
+    def update(self, parameter: Tensor, gradient: Any, group: Group) -> None:
         p, (beta1, beta2), lr = parameter._data, group["betas"], group["lr"]
         g, work = self.scratch(p), self.scratch(p, slot=1)
         np.copyto(g, gradient)
@@ -58,7 +59,8 @@ class Adam(Optimizer):
         if not state:
             state.update(step=0, exp_avg=np.zeros_like(p), exp_avg_sq=np.zeros_like(p))
         state["step"] += 1
-        m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        m, v = self.held(parameter, "exp_avg"), self.held(parameter, "exp_avg_sq")
+        t = state["step"]
         m *= beta1
         np.multiply(g, 1 - beta1, out=work)
         m += work

@@ -10,6 +10,7 @@ import numpy as np
 
 from minires._names import unknown
 from minires.autograd import Tensor
+from minires.kernels.arrays import active, device_of, is_array, to_device, to_host, xp_of
 from minires.kernels.geometry import shape_text
 
 Group = dict[str, Any]
@@ -39,7 +40,7 @@ class Optimizer:
         self.defaults = settings
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
-        self._scratch: dict[tuple[Any, int], np.ndarray] = {}
+        self._scratch: dict[tuple[str, Any, int], Any] = {}
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{self._name}: no parameters to optimise")
@@ -50,8 +51,8 @@ class Optimizer:
     def check(self, group: Group) -> None:
         """Raise ValueError for settings that make no sense."""
 
-    def update(self, parameter: Tensor, gradient: np.ndarray, group: Group) -> None:
-        """Change `parameter._data` in place; the gradient is only read."""
+    def update(self, parameter: Tensor, gradient: Any, group: Group) -> None:
+        """Change `parameter._data` in place; the gradient, on the same device, is only read."""
         raise TypeError(f"{self._name} defines no update(parameter, gradient, group)")
 
     @property
@@ -117,6 +118,7 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter that has a gradient; the others stay, and so does their state."""
         for group in self.param_groups:
+            changed: list[tuple[Tensor, Any]] = []
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -126,8 +128,21 @@ class Optimizer:
                         f"{self._name}: a parameter of shape {shape_text(parameter.shape)} has a "
                         f"gradient of shape {shape_text(gradient.shape)}"
                     )
-                self.update(parameter, gradient, group)
+                if type(gradient) is not type(parameter._data):
+                    raise ValueError(
+                        f"{self._name}: a parameter on {parameter.device} has a gradient on "
+                        f"{device_of(gradient)}; call zero_grad() after moving a model"
+                    )
+                changed.append((parameter, gradient))
+            self.update_all(changed, group)
+            for parameter, _ in changed:
                 parameter._buffer.version += 1
+
+    def update_all(self, changed: list[tuple[Tensor, Any]], group: Group) -> None:
+        """Change the parameters of a group that have gradients, one after the other."""
+        for parameter, gradient in changed:
+            with active(parameter._data):
+                self.update(parameter, gradient, group)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -135,16 +150,28 @@ class Optimizer:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def scratch(self, like: np.ndarray, slot: int = 0) -> np.ndarray:
+    def upload(self) -> None:
+        """Write settings that a captured step reads from device memory; called before a replay."""
+
+    def scratch(self, like: Any, slot: int = 0) -> Any:
         """An array of the shape of `like` to compute in; the next parameter gets the same memory.
 
         slot: for a subclass that needs several at once.
         """
-        key = (like.dtype, slot)
+        key = (device_of(like), like.dtype, slot)
         held = self._scratch.get(key)
         if held is None or held.size < like.size:
-            held = self._scratch[key] = np.empty(like.size, like.dtype)
+            held = self._scratch[key] = xp_of(like).empty(like.size, like.dtype)
         return held[: like.size].reshape(like.shape)
+
+    def held(self, parameter: Tensor, name: str) -> Any:
+        """An array of a parameter's state, brought along if the parameter was moved since."""
+        entry = self.state[parameter]
+        if type(entry[name]) is not type(parameter._data) or (
+            device_of(entry[name]) != parameter.device
+        ):
+            entry[name] = to_device(entry[name], parameter.device)
+        return entry[name]
 
     # -- state -------------------------------------------------------------------------------
 
@@ -152,15 +179,18 @@ class Optimizer:
         """Settings and state, as PyTorch arranges them: plain numbers and arrays, no tensors.
 
         {"state": {0: {"momentum_buffer": array}, ...}, "param_groups": [{"lr": ..., "params":
-        [0, ...]}]}: parameters are numbered in the order of the groups. The arrays share memory
-        with the optimiser: copy or write them before the next step.
+        [0, ...]}]}: parameters are numbered in the order of the groups. The arrays are NumPy's.
+        On the CPU they share memory with the optimiser: copy or write them before the next step.
         """
         numbers = {id(p): i for i, p in enumerate(self._parameters())}
         groups = [
             {**group, "params": [numbers[id(p)] for p in group["params"]]}
             for group in self.param_groups
         ]
-        state = {numbers[id(p)]: dict(entry) for p, entry in self.state.items()}
+        state = {
+            numbers[id(p)]: {k: to_host(v) if is_array(v) else v for k, v in entry.items()}
+            for p, entry in self.state.items()
+        }
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,13 +239,19 @@ class Optimizer:
     def _loaded(self, name: str, value: Any, parameter: Tensor, number: int) -> Any:
         if name not in self.arrays:
             return value
-        array = np.array(value, dtype=parameter.dtype)
+        given = to_host(value) if is_array(value) else value
+        array = np.array(given, dtype=parameter.dtype)
         if array.shape != parameter.shape:
             raise ValueError(
                 f"load_state_dict: {name} of parameter {number}: expected "
                 f"{shape_text(parameter.shape)}, got {shape_text(array.shape)}"
             )
-        return array
+        if parameter.device == "cpu":
+            return array
+        with active(parameter._data):
+            there = xp_of(parameter._data).empty_like(parameter._data)  # in its memory order
+            there[...] = to_device(array, parameter.device)
+        return there
 
     def _parameters(self) -> Iterable[Tensor]:
         for group in self.param_groups:

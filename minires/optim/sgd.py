@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -57,12 +58,13 @@ class SGD(Optimizer):
                 f"and dampening={group['dampening']}"
             )
 
-    def update(self, parameter: Tensor, gradient: np.ndarray, group: Group) -> None:
+    def update(self, parameter: Tensor, gradient: Any, group: Group) -> None:
         p, momentum = parameter._data, group["momentum"]
-        if p.size >= FUSED and "momentum_buffer" in self.state.get(parameter, {}):
+        started = "momentum_buffer" in self.state.get(parameter, {})
+        if started and p.size >= FUSED and type(p) is np.ndarray:
             from minires.kernels.cpu import update  # compiled: not for small networks
 
-            v = self.state[parameter]["momentum_buffer"]
+            v = self.held(parameter, "momentum_buffer")
             if update.can_update(p, gradient, v):
                 update.sgd(
                     p, gradient, v, group["lr"], momentum, group["dampening"],
@@ -87,15 +89,13 @@ class SGD(Optimizer):
         np.multiply(d, group["lr"], out=step)
         p -= step
 
-    def _moved(
-        self, parameter: Tensor, d: np.ndarray, momentum: float, dampening: float
-    ) -> np.ndarray:
+    def _moved(self, parameter: Tensor, d: Any, momentum: float, dampening: float) -> Any:
         """The momentum buffer after taking in d, which is scaled in place by the dampening."""
         state = self.state.setdefault(parameter, {})
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = d.copy()
             return state["momentum_buffer"]
-        v: np.ndarray = state["momentum_buffer"]
+        v = self.held(parameter, "momentum_buffer")
         v *= momentum
         if dampening != 0:
             d *= 1 - dampening

@@ -403,6 +403,16 @@ def log_softmax_inputs(rng: Rng) -> Iterator[Arguments]:
         yield Arguments(f"{text}, large", (300.0 * rng.standard_normal(shape), axis))
 
 
+@inputs_for("cross_entropy")
+def cross_entropy_inputs(rng: Rng) -> Iterator[Arguments]:
+    for N, K in ((3, 5), (1, 1), (7, 10), (2, 1000)):
+        for smoothing in (0.0, 0.1):
+            labels = rng.integers(0, K, N)
+            labels[0] = -100 if N > 1 else labels[0]
+            values = (3.0 * rng.standard_normal((N, K)), labels, -100, smoothing)
+            yield Arguments(f"{N}x{K}, smoothing {smoothing}", values)
+
+
 @inputs_for("log_softmax_grad")
 def log_softmax_grad_inputs(rng: Rng) -> Iterator[Arguments]:
     for shape, axis in SOFTMAXES:

@@ -3,8 +3,7 @@
 They are listed here and imported when one of them is first called: importing minires imports no
 CuPy. CuPy arrays come here by themselves (`registry.backend_of`). NumPy arrays may be given to the
 functions of `conv`, `norm` and the others inside `with emulate.device():`, which runs the same
-sources on the CPU. What the operations do not cover: `softmax.cross_entropy`, `sgd.FusedSGD`,
-`elementwise.cast`.
+sources on the CPU. What the operations do not cover: `sgd.FusedSGD`, `elementwise.cast`.
 """
 
 from __future__ import annotations
@@ -171,5 +170,5 @@ for _name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
     _add(_name, "packed", "pool", "A thread per output, 16 bytes of channels at a time.")
     _add(f"{_name}_grad", "packed", "pool", "Gathered by each input, in a fixed order.")
 _add("max_pool2d_take", "packed", "pool", "A thread per output, 16 bytes of channels at a time.")
-for _name in ("log_softmax", "log_softmax_grad"):
+for _name in ("log_softmax", "log_softmax_grad", "cross_entropy"):
     _add(_name, "warp", "softmax", "A warp per row.")

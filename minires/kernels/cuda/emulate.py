@@ -4,6 +4,7 @@
 
     with emulate.device():
         y = elementwise.relu(x)     # x: a NumPy array
+        model.to("cuda")            # tensors on an emulated device hold `DeviceArray`s
 
 Every launch copies its arrays into buffers with guard zones on both sides, filled with bytes 0xff:
 NaN as any float, -1 as any integer. What reads out of range reads NaN, and what writes there is an
@@ -29,11 +30,14 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.cuda import source
+from minires.kernels.cuda.device_array import DEVICES, DeviceArray, xp
 from minires.kernels.cuda.launch import (
     HOPPER,
+    Device,
     Kernel,
     Module,
     Size,
+    check_number,
     definition_texts,
     standing_in,
 )
@@ -130,7 +134,7 @@ def flat_bytes(array: np.ndarray) -> Any:
 class PointerTable:
     """Arrays whose addresses a kernel reads from memory."""
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, arrays: Sequence[Any]) -> None:
         self.arrays = list(arrays)
 
 
@@ -151,10 +155,11 @@ class EmulatedKernel:
         values: list[Any] = []
         for i, arg in enumerate(args):
             if isinstance(arg, PointerTable):
-                addresses = [guarded(a, f"{i}, entry {k}") for k, a in enumerate(arg.arrays)]
+                tensors = map(memory, arg.arrays)
+                addresses = [guarded(a, f"{i}, entry {k}") for k, a in enumerate(tensors)]
                 values.append(guarded(np.array(addresses, np.uint64), str(i)))
-            elif isinstance(arg, np.ndarray):
-                values.append(guarded(arg, str(i)))
+            elif isinstance(arg, np.ndarray | DeviceArray):
+                values.append(guarded(memory(arg), str(i)))
             else:
                 values.append(scalar(arg))
         stored = [np.asarray(v, np.uint64 if isinstance(v, int) else None) for v in values]
@@ -171,6 +176,11 @@ class EmulatedKernel:
             if not buffer.intact():
                 raise RuntimeError(f"{self.name}: wrote outside of argument {label}")
             buffer.copy_back()
+
+
+def memory(array: Any) -> np.ndarray:
+    """The memory that a kernel sees."""
+    return array.host if isinstance(array, DeviceArray) else array
 
 
 def scalar(value: Any) -> Any:
@@ -195,13 +205,16 @@ class EmulatedModule:
 
 
 class EmulatedDevice:
-    """A device that runs on the CPU, with few processors, so that little work is spread wide."""
+    """A device that runs on the CPU, with few processors, so that little work is spread wide.
 
-    xp = np
+    xp: the module of its arrays: numpy, for NumPy arrays inside a `with` block; or the stand-in
+        for cupy, for `DeviceArray`s, which stay on their device wherever they are used.
+    """
+
     multiprocessors = 4
 
-    def __init__(self, capability: tuple[int, int] = HOPPER) -> None:
-        self.capability = capability
+    def __init__(self, capability: tuple[int, int] = HOPPER, xp: Any = np) -> None:
+        self.capability, self.xp = capability, xp
         self.launches = 0
         self._load = cache(self._compile)
 
@@ -211,11 +224,16 @@ class EmulatedDevice:
     def _compile(self, name: str, definitions: tuple[tuple[str, str], ...]) -> Module:
         return EmulatedModule(library(name, definitions), self)
 
-    def address(self, array: np.ndarray) -> int:
-        return array.ctypes.data
+    def address(self, array: Any) -> int:
+        return memory(array).ctypes.data
 
-    def pointers(self, arrays: Sequence[np.ndarray]) -> PointerTable:
+    def pointers(self, arrays: Sequence[Any]) -> PointerTable:
         return PointerTable(arrays)
+
+    def numbered(self, number: int) -> Device:
+        """Raises ValueError for more than there are."""
+        check_number(number, DEVICES)
+        return launcher(self.capability)
 
 
 @cache
@@ -223,9 +241,16 @@ def _device(capability: tuple[int, int]) -> EmulatedDevice:
     return EmulatedDevice(capability)
 
 
+@cache
+def launcher(capability: tuple[int, int]) -> EmulatedDevice:
+    """What runs kernels on `DeviceArray`s."""
+    return EmulatedDevice(capability, xp)
+
+
 @contextmanager
 def device(capability: tuple[int, int] = HOPPER) -> Iterator[EmulatedDevice]:
-    """Inside the block, CUDA kernels take NumPy arrays and run on the CPU.
+    """Inside the block, CUDA kernels take NumPy arrays and run on the CPU, and "cuda" names an
+    emulated device.
 
     capability: the compute capability that the device says it has; kernels are chosen by it.
 

@@ -4,9 +4,9 @@
     relu = device.module("elementwise.cu", ELEMENT=x.dtype).kernel("relu")
     relu((blocks,), (256,), (x, y, size))
 
-CuPy arrays belong to the CuPy device. NumPy arrays belong to a stand-in, inside a `with` block of
-`emulate.device()`, which runs the same sources on the CPU, or of `record.device()`, which only
-notes what would be launched.
+CuPy arrays belong to the CuPy device of their number, and the emulator's arrays to the emulator.
+NumPy arrays belong to a stand-in, inside a `with` block of `emulate.device()`, which runs the same
+sources on the CPU, or of `record.device()`, which only notes what would be launched.
 
 Arguments are arrays, NumPy scalars of the parameter's exact type, Python integers for `long long`,
 and None for a null pointer.
@@ -69,6 +69,14 @@ class Device(Protocol):
 
     def pointers(self, arrays: Sequence[Any]) -> Any:
         """A device array of the arrays' addresses, for kernels that take a table of them."""
+        ...
+
+
+class StandIn(Device, Protocol):
+    """A device that NumPy arrays may belong to for the length of a block."""
+
+    def numbered(self, number: int) -> Device | None:
+        """The device `cuda:number` that it stands for; None if it stands for none."""
         ...
 
 
@@ -175,15 +183,45 @@ def import_cupy() -> Any:
 
 @cache
 def cupy_device(number: int) -> Device:
-    """The device of CuPy's arrays; one object per number, so that sources compile once."""
+    """The device of CuPy's arrays; one object per number, so that sources compile once.
+
+    Raises RuntimeError without a GPU or its driver, ValueError for a number too large.
+    """
+    cupy = import_cupy()
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(
+            f"cuda:{number}: CuPy finds no GPU ({error}); `nvidia-smi` tells whether there is one "
+            "and which CUDA its driver supports. Without one, use device='cpu'"
+        ) from error
+    check_number(number, count)
     return CupyDevice(number)
 
 
-_stand_in: list[Device] = []
+def check_number(number: int, count: int) -> None:
+    """Raise ValueError unless there is a device of this number."""
+    if number >= count:
+        raise ValueError(
+            f"cuda:{number}: this machine has {count} CUDA device{'s' if count != 1 else ''}, "
+            f"{'cuda:0' if count == 1 else f'cuda:0 to cuda:{count - 1}'}"
+        )
+
+
+def numbered(number: int) -> Device:
+    """The device `cuda:number`: an emulated one inside an emulator's block, else CuPy's."""
+    for device in reversed(_stand_in):
+        found = device.numbered(number)
+        if found is not None:
+            return found
+    return cupy_device(number)
+
+
+_stand_in: list[StandIn] = []
 
 
 @contextmanager
-def standing_in(device: Device) -> Iterator[Any]:
+def standing_in(device: StandIn) -> Iterator[Any]:
     """NumPy arrays belong to this device inside the block."""
     _stand_in.append(device)
     try:
@@ -195,7 +233,8 @@ def standing_in(device: Device) -> Iterator[Any]:
 def device_of(array: Any) -> Device:
     """The device of an array. Raises TypeError for a NumPy array outside of a stand-in's block."""
     if not isinstance(array, np.ndarray | np.generic):
-        return cupy_device(int(array.device.id))
+        launcher: Device | None = getattr(array.device, "launcher", None)  # the emulator's own
+        return cupy_device(int(array.device.id)) if launcher is None else launcher
     if not _stand_in:
         raise TypeError(
             "CUDA kernels take CuPy arrays, got a NumPy array; inside `with "

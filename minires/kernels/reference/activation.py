@@ -1,4 +1,4 @@
-"""ReLU, the residual join, and log-softmax."""
+"""ReLU, the residual join, log-softmax, and its cross-entropy with labels."""
 
 from __future__ import annotations
 
@@ -46,3 +46,23 @@ def log_softmax(x: Any, axis: int) -> Any:
 def log_softmax_grad(gy: Any, y: Any, axis: int) -> Any:
     """gy - softmax * sum(gy), with softmax = exp(y)."""
     return gy - np.exp(y) * gy.sum(axis=axis, keepdims=True)
+
+
+@register("cross_entropy", name="numpy")
+def cross_entropy(
+    x: Any, labels: Any, ignore_index: int, label_smoothing: float
+) -> tuple[Any, Any]:
+    """-sum_k q_k log_softmax(x)_k, and its gradient softmax - q, q = (1 - e) [k = label] + e / K.
+
+    16-bit numbers are summed in float32.
+    """
+    K = x.shape[1]
+    sums = x.dtype if x.dtype.itemsize > 2 else np.dtype(np.float32)
+    y = log_softmax(x.astype(sums, copy=False), 1)
+    kept = labels != ignore_index
+    smooth = sums.type(label_smoothing)
+    q = (1 - smooth) * (labels[:, None] == np.arange(K)) + smooth / K
+    losses = -(np.where(q != 0, y, sums.type(0)) * q).sum(axis=1)
+    losses = np.where((labels >= 0) & (labels < K), losses, sums.type(np.nan))
+    losses = np.where(kept, losses, sums.type(0))
+    return losses, ((np.exp(y) - q) * kept[:, None]).astype(x.dtype)
