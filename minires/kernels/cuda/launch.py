@@ -164,7 +164,8 @@ def cubin(nvrtc: Any, name: str, options: tuple[str, ...]) -> Path:
         nvrtc.destroyProgram(program)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as written:
-        written.write(code)
+        # CuPy takes the last byte for the end of a text; a file without it is no whole ELF.
+        written.write(code + b"\0")
     os.replace(written.name, target)
     return target
 

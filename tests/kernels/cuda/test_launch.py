@@ -181,7 +181,7 @@ class FakeNvrtc:
         self.options.append(options)
 
     def getCUBIN(self, program: str) -> bytes:
-        return b"machine code"
+        return b"machine code"  # as CuPy, without the last byte
 
     def getProgramLog(self, program: str) -> str:
         return "an error"
@@ -260,7 +260,7 @@ def test_hoppers_own_instructions_are_compiled_for(own_cache: Any, monkeypatch: 
     (path,), again = fake.uses
     assert again == (path,)
     assert Path(path).parent == own_cache / "cubins"
-    assert Path(path).read_bytes() == b"machine code"
+    assert Path(path).read_bytes() == b"machine code\0"
 
     fake.compiler.fails = True
     with pytest.raises(RuntimeError, match=r"NVRTC 12\.9 cannot compile sgd\.cu:\nan error"):
