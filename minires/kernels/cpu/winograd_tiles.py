@@ -142,7 +142,7 @@ def _load_pair(x, at, row, p, qq):
     return _pair(d1, d2, load(x, at + 3 * row), load(x, at + 4 * row), p, qq)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _input_rest(x, p, row, C, out, q, step, k):
     """One row of B^T d B, for the point 0 or, one row further down in x, for infinity."""
     z0 = _load_rest(x, p, row, k)
@@ -154,7 +154,7 @@ def _input_rest(x, p, row, C, out, q, step, k):
     _store6(out, q, step, _bt(z0, z1, z2, z3, z4, z5, k))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _input_pair(x, p, row, C, out, q, step, point, qq, k):
     """Two rows of B^T d B, for a point and its negative."""
     z0 = _load_pair(x, p, row, point, qq)
@@ -167,18 +167,20 @@ def _input_pair(x, p, row, C, out, q, step, point, qq, k):
     _store6(out, q + 6 * step, step, _bt(z0[1], z1[1], z2[1], z3[1], z4[1], z5[1], k))
 
 
-@njit(cache=True)
-def _input_tile(x, at, row, C, out, to, step, L, k):
+@njit(cache=True, forceinline=True)
+def _input_tile(x, at, row, C, channels, out, to, step, L, k):
     """B^T d B of one 6x6 tile: x[at + i*row + j*C + c] -> out[to + (6*i + j)*step + c].
 
     Row by row of the result: all 36 vectors at once do not fit the registers, reading x again does.
     """
-    for c in range(0, C, L):
+    c = 0
+    while c < channels:
         p, q = at + c, to + c
         _input_rest(x, p, row, C, out, q, step, k)
         _input_pair(x, p, row, C, out, q + 6 * step, step, k.a, k.bb, k)
         _input_pair(x, p, row, C, out, q + 18 * step, step, k.b, k.aa, k)
         _input_rest(x, p + row, row, C, out, q + 30 * step, step, k)
+        c += L
 
 
 @njit(cache=True)
@@ -202,10 +204,11 @@ def _store4(out, at, step, v):
     store(out, at + 3 * step, v[3])
 
 
-@njit(cache=True)
-def _output_tile(m, at, step, y, to, row, O, L, k):
+@njit(cache=True, forceinline=True)
+def _output_tile(m, at, step, y, to, row, O, channels, L, k):
     """A^T m A of one tile: m[at + (6*i + j)*step + o] -> y[to + i*row + j*O + o], 4x4 pixels."""
-    for o in range(0, O, L):
+    o = 0
+    while o < channels:
         p, q = at + o, to + o
         m0 = _output_line(m, p, step, k)
         m1 = _output_line(m, p + step, step, k)
@@ -217,6 +220,7 @@ def _output_tile(m, at, step, y, to, row, O, L, k):
         _store4(y, q + row, O, _at(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], k))
         _store4(y, q + 2 * row, O, _at(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], k))
         _store4(y, q + 3 * row, O, _at(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], k))
+        o += L
 
 
 @njit(cache=True)
@@ -224,10 +228,11 @@ def _gradient_line(gy, at, row, k):
     return _a(load(gy, at), load(gy, at + row), load(gy, at + 2 * row), load(gy, at + 3 * row), k)
 
 
-@njit(cache=True)
-def _gradient_tile(gy, at, row, O, out, to, step, L, k):
+@njit(cache=True, forceinline=True)
+def _gradient_tile(gy, at, row, O, channels, out, to, step, L, k):
     """A gy A^T of one 4x4 tile: gy[at + i*row + j*O + o] -> out[to + (6*i + j)*step + o]."""
-    for o in range(0, O, L):
+    o = 0
+    while o < channels:
         p, q = at + o, to + o
         g0 = _gradient_line(gy, p, row, k)
         g1 = _gradient_line(gy, p + O, row, k)
@@ -239,65 +244,97 @@ def _gradient_tile(gy, at, row, O, out, to, step, L, k):
         _store6(out, q + 18 * step, step, _a(g0[3], g1[3], g2[3], g3[3], k))
         _store6(out, q + 24 * step, step, _a(g0[4], g1[4], g2[4], g3[4], k))
         _store6(out, q + 30 * step, step, _a(g0[5], g1[5], g2[5], g3[5], k))
+        o += L
 
 
-@njit(cache=True)
-def _copy_window(x, n, H, W, C, top, left, size, patch, L):
+@njit(cache=True, forceinline=True)
+def _copy_window(x, n, H, W, C, top, left, size, begin, channels, patch, L):
     """A size x size window of image n into `patch`, with zeros where it leaves the image."""
+    to = 0
     for i in range(size):
         row = 0 <= top + i < H
-        at, to = ((n * H + top + i) * W + left) * C, i * size * C
+        pixel = ((n * H + top + i) * W + left) * C + begin
         for j in range(size):
             inside = row and 0 <= left + j < W
-            for c in range(j * C, j * C + C, L):
-                store(patch, to + c, load_where(x, at + c, inside))
+            c = 0
+            while c < channels:  # a range whose step is not constant costs a division
+                store(patch, to, load_where(x, pixel + c, inside))
+                to, c = to + L, c + L
+            pixel += C
 
 
 @njit(cache=True)
-def load_tiles(x, shape, tiles, pad, first, count, v, step, patch, L, k):
-    """Transform input tiles first, ... into v[(6*i + j)*step + t*C + c]."""
+def _place(first, rows, cols):
+    """Image, row and column of a tile."""
+    n, rest = divmod(first, rows * cols)
+    return n, rest // cols, rest % cols
+
+
+@njit(cache=True, forceinline=True)
+def _next_place(n, row, col, rows, cols):
+    """Those of the tile after it, without a division."""
+    col += 1
+    if col == cols:
+        row, col = row + 1, 0
+        if row == rows:
+            n, row = n + 1, 0
+    return n, row, col
+
+
+@njit(cache=True)
+def load_tiles(x, shape, tiles, pad, first, count, begin, channels, v, at, step, patch, L, k):
+    """Transform `channels` channels, from `begin` on, of input tiles first, ..., first + count - 1.
+
+    v[at + (6*i + j)*step + t*channels + c], t and c counted from `first` and `begin`.
+    """
     H, W, C = shape
     rows, cols = tiles
-    for t in range(count):
-        n, rest = divmod(first + t, rows * cols)
-        top, left = rest // cols * 4 - pad[0], rest % cols * 4 - pad[1]
+    n, row, col = _place(first, rows, cols)
+    for to in range(at, at + count * channels, channels):
+        top, left = row * 4 - pad[0], col * 4 - pad[1]
         if top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W:
-            _input_tile(x, ((n * H + top) * W + left) * C, W * C, C, v, t * C, step, L, k)
+            corner = ((n * H + top) * W + left) * C + begin
+            _input_tile(x, corner, W * C, C, channels, v, to, step, L, k)
         else:
-            _copy_window(x, n, H, W, C, top, left, 6, patch, L)
-            _input_tile(patch, 0, 6 * C, C, v, t * C, step, L, k)
+            _copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
+            _input_tile(patch, 0, 6 * channels, channels, channels, v, to, step, L, k)
+        n, row, col = _next_place(n, row, col, rows, cols)
 
 
 @njit(cache=True)
-def load_gradient_tiles(gy, shape, tiles, first, count, v, step, patch, L, k):
-    """Transform upstream gradient tiles first, ... into v[(6*i + j)*step + t*O + o]."""
+def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, step, patch, L, k):
+    """Transform upstream gradient tiles, as `load_tiles` does input tiles."""
     OH, OW, O = shape
     rows, cols = tiles
-    for t in range(count):
-        n, rest = divmod(first + t, rows * cols)
-        top, left = rest // cols * 4, rest % cols * 4
+    n, row, col = _place(first, rows, cols)
+    for to in range(at, at + count * channels, channels):
+        top, left = row * 4, col * 4
         if top + 4 <= OH and left + 4 <= OW:
-            _gradient_tile(gy, ((n * OH + top) * OW + left) * O, OW * O, O, v, t * O, step, L, k)
+            corner = ((n * OH + top) * OW + left) * O + begin
+            _gradient_tile(gy, corner, OW * O, O, channels, w, to, step, L, k)
         else:
-            _copy_window(gy, n, OH, OW, O, top, left, 4, patch, L)
-            _gradient_tile(patch, 0, 4 * O, O, v, t * O, step, L, k)
+            _copy_window(gy, n, OH, OW, O, top, left, 4, begin, channels, patch, L)
+            _gradient_tile(patch, 0, 4 * channels, channels, channels, w, to, step, L, k)
+        n, row, col = _next_place(n, row, col, rows, cols)
 
 
 @njit(cache=True)
-def store_tiles(m, step, shape, tiles, first, count, y, patch, L, k):
-    """Transform products m[(6*i + j)*step + t*O + o] back into pixels of y."""
+def store_tiles(m, step, shape, tiles, first, count, begin, channels, y, patch, L, k):
+    """Transform products m[(6*i + j)*step + t*channels + o] back into pixels of y."""
     OH, OW, O = shape
     rows, cols = tiles
-    for t in range(count):
-        n, rest = divmod(first + t, rows * cols)
-        top, left = rest // cols * 4, rest % cols * 4
-        to = ((n * OH + top) * OW + left) * O
+    n, row, col = _place(first, rows, cols)
+    for at in range(0, count * channels, channels):
+        top, left = row * 4, col * 4
+        corner = ((n * OH + top) * OW + left) * O + begin
         if top + 4 <= OH and left + 4 <= OW:
-            _output_tile(m, t * O, step, y, to, OW * O, O, L, k)
+            _output_tile(m, at, step, y, corner, OW * O, O, channels, L, k)
         else:
-            _output_tile(m, t * O, step, patch, 0, 4 * O, O, L, k)
+            _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
             for i in range(min(4, OH - top)):
                 for j in range(min(4, OW - left)):
-                    for o in range(0, O, L):
-                        pixel = load(patch, (i * 4 + j) * O + o)
-                        store(y, to + (i * OW + j) * O + o, pixel)
+                    to, o = corner + (i * OW + j) * O, 0
+                    while o < channels:
+                        store(y, to + o, load(patch, (i * 4 + j) * channels + o))
+                        o += L
+        n, row, col = _next_place(n, row, col, rows, cols)

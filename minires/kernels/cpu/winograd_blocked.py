@@ -1,0 +1,156 @@
+"""Winograd convolution where the transformed weight is large: the last stages of ImageNet's nets.
+
+With 512 channels U takes 37 MB, more than the layer's activations: written to memory and read back
+it costs as much as the products. So all tiles are transformed first, and then each worker takes a
+few output channels at a time: it transforms a block of their weights into its cache, multiplies
+all tiles with it, goes on to the next block of input channels, and transforms the sums back when
+the last one is done. U never exists as a whole. The weight gradient runs the same way around:
+blocks of dU are summed over all tiles, in cache, and transformed back at once.
+
+Transformed tiles lie in blocks of channels, v[c // BLOCK, e, t, c % BLOCK], so that rows which are
+read one after the other follow one another; rows a power of two apart would compete for the same
+places of the first-level cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from minires.kernels import memory
+from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, multiply
+from minires.kernels.cpu.winograd_tiles import (
+    constants,
+    load_gradient_tiles,
+    load_tiles,
+    store_tiles,
+)
+from minires.kernels.cpu.winograd_weights import GROUP, inverse_block, transform_block
+
+BLOCK = 64  # channels
+
+
+@njit(cache=True, parallel=True)
+def _convolve(
+    x, weight, columns, swap, y, shape, out, tiles, pad, block, panel, chunks, workers, v, work, L,
+    wide,
+):  # fmt: skip
+    """`chunks`: parts of the tiles, where there are more workers than panels of outputs."""
+    C, O = shape[2], out[2]
+    total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
+    v_step, most = total * block, (total + chunks - 1) // chunks + ROWS
+    u_step, m_step = block * panel, most * panel
+    for worker in prange(workers):
+        k, patch = constants(x), work[worker]
+        first, last = worker * total // workers, (worker + 1) * total // workers
+        for c in range(0, C, block):
+            channels = min(block, C - c)
+            at = c // block * ELEMENTS * v_step + first * channels
+            load_tiles(
+                x, shape, tiles, pad, first, last - first, c, channels, v, at, v_step, patch, L, k
+            )  # fmt: skip
+    units = O // panel * chunks
+    for worker in prange(workers):
+        k = constants(x)
+        u = work[worker, : ELEMENTS * u_step]
+        m = work[worker, ELEMENTS * u_step : ELEMENTS * (u_step + m_step)]
+        rest = work[worker, ELEMENTS * (u_step + m_step) :]
+        for unit in range(worker * units // workers, (worker + 1) * units // workers):
+            o, chunk = unit // chunks * panel, unit % chunks
+            first, last = chunk * total // chunks, (chunk + 1) * total // chunks
+            for c in range(0, C, block):
+                channels = min(block, C - c)
+                transform_block(
+                    weight, columns, swap, o, panel, c, channels, u, 0, u_step, rest, L
+                )  # fmt: skip
+                for e in range(ELEMENTS):
+                    at = (c // block * ELEMENTS + e) * v_step + first * channels
+                    multiply(
+                        v, at, channels, u, e * u_step, m, e * m_step, panel, last - first, L,
+                        wide, c > 0,
+                    )  # fmt: skip
+            store_tiles(m, m_step, out, tiles, first, last - first, o, panel, y, rest, L, k)
+
+
+@njit(cache=True, parallel=True)
+def _weight_gradient(
+    x, gy, weight, shape, out, tiles, pad, block, workers, v, w, work, L, wide
+):  # fmt: skip
+    C, O = shape[2], out[2]
+    total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
+    step = total * block
+    for worker in prange(workers):
+        k, patch = constants(x), work[worker]
+        first, last = worker * total // workers, (worker + 1) * total // workers
+        count = last - first
+        for c in range(0, C, block):
+            channels = min(block, C - c)
+            at = c // block * ELEMENTS * step + first * channels
+            load_tiles(x, shape, tiles, pad, first, count, c, channels, v, at, step, patch, L, k)
+        for o in range(0, O, block):
+            channels = min(block, O - o)
+            at = o // block * ELEMENTS * step + first * channels
+            load_gradient_tiles(
+                gy, out, tiles, first, count, o, channels, w, at, step, patch, L, k
+            )  # fmt: skip
+    across = (C + block - 1) // block
+    units = (O + block - 1) // block * across
+    for worker in prange(workers):
+        du = work[worker, : ELEMENTS * block * block]
+        buffer = work[worker, ELEMENTS * block * block :]
+        for unit in range(worker * units // workers, (worker + 1) * units // workers):
+            row, col = unit // across, unit % across
+            outputs, inputs = min(block, O - row * block), min(block, C - col * block)
+            du_step = outputs * inputs
+            for e in range(ELEMENTS):
+                accumulate(
+                    w, (row * ELEMENTS + e) * step, outputs, v, (col * ELEMENTS + e) * step,
+                    inputs, du, e * du_step, total, L, wide, False,
+                )  # fmt: skip
+            for o in range(outputs):
+                to = ((row * block + o) * C + col * block) * 9
+                inverse_block(
+                    du, o * inputs, du_step, 0, 1, inputs, weight, to, buffer, L
+                )  # fmt: skip
+
+
+def _blocks(total: int, channels: int, block: int, dtype: Any) -> Any:
+    """Room for all transformed tiles, and for the last register tile."""
+    return memory.empty((-(-channels // block) * ELEMENTS * total + ROWS) * block, dtype)
+
+
+def convolve(
+    x: Any, weight: Any, swap: bool, y: Any, tiles: tuple[int, int], pad: Any, workers: int
+) -> None:
+    """y (N, OH, OW, O) from x (N, H, W, C), with `weight` or with its adjoint if `swap`."""
+    dtype, L, O = x.dtype, lanes(x.dtype), y.shape[3]
+    wide = O % (2 * L) == 0
+    panel, total = (2 * L if wide else L), len(x) * tiles[0] * tiles[1]
+    chunks = min(-(-workers // (O // panel)), total)
+    most = -(-total // chunks) + ROWS
+    room = ELEMENTS * (BLOCK * panel + most * panel + BLOCK) + 27 * GROUP * panel
+    work = memory.empty((workers, room), dtype)
+    v = _blocks(total, x.shape[3], BLOCK, dtype)
+    _convolve(
+        x.reshape(-1), np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
+        y.reshape(-1), x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks, workers, v,
+        work, L, wide,
+    )  # fmt: skip
+
+
+def weight_gradient(
+    x: Any, gy: Any, gweight: Any, tiles: tuple[int, int], pad: Any, workers: int
+) -> None:
+    """gweight (O, C, 3, 3) from x (N, H, W, C) and gy (N, OH, OW, O)."""
+    dtype, L, C, O = x.dtype, lanes(x.dtype), x.shape[3], gy.shape[3]
+    wide = C % (2 * L) == 0
+    total = len(x) * tiles[0] * tiles[1]
+    work = memory.empty((workers, ELEMENTS * BLOCK * BLOCK + ELEMENTS * BLOCK), dtype)
+    v, w = (_blocks(total, channels, BLOCK, dtype) for channels in (C, O))
+    _weight_gradient(
+        x.reshape(-1), gy.reshape(-1), gweight.reshape(-1), x.shape[1:], gy.shape[1:], tiles, pad,
+        BLOCK, workers, v, w, work, L, wide,
+    )  # fmt: skip
