@@ -12,7 +12,7 @@ from minires.autograd.convert import kept_index, plain_index
 from minires.autograd.elementwise import as_tensor, sum_to
 from minires.autograd.tape import Function
 from minires.autograd.tensor import Tensor
-from minires.kernels.arrays import device_of, is_array, to_device, to_host, xp_of
+from minires.kernels.arrays import device_of, empty_ordered, is_array, to_device, to_host
 
 
 class Reshape(Function):
@@ -94,7 +94,8 @@ class PutItem(Function):
     def forward(self, y: Any) -> Any:
         if _selects_once(self.index):
             # In y's order of axes: channels-last stays so.
-            x = xp_of(y).zeros_like(y, shape=self.shape)
+            x = empty_ordered(y, self.shape)
+            x.fill(0)
             x[self.index] = y
             return x
         # A device would add in an order that changes from run to run: this is done by the host.
@@ -154,7 +155,8 @@ class Pad(Function):
         self.inside = tuple(
             slice(a, a + n) for n, (a, _) in zip(x.shape, self.widths, strict=True)
         )
-        y = np.full_like(x, self.value, shape=shape)
+        y = empty_ordered(x, shape)
+        y.fill(self.value)
         y[self.inside] = x
         return y
 

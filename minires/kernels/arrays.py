@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from minires.kernels import memory
+
 _modules: dict[type, Any] = {np.ndarray: np}  # of array types met so far
 
 
@@ -144,6 +146,15 @@ def to_host(array: Any) -> np.ndarray:
     order = _memory_order(array)
     host: np.ndarray = array.transpose(order).get().transpose(_inverse(order))
     return host
+
+
+def empty_ordered(like: Any, shape: tuple[int, ...]) -> Any:
+    """An array with arbitrary contents where `like` lives, of its dtype and order of axes."""
+    if xp_of(like) is not np or len(shape) != like.ndim:
+        return xp_of(like).empty_like(like, shape=shape)
+    order = _memory_order(like)
+    array = memory.empty(tuple(shape[axis] for axis in order), like.dtype)
+    return array.transpose(_inverse(order))
 
 
 def active(array: Any) -> AbstractContextManager[Any]:
