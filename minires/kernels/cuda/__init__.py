@@ -88,6 +88,24 @@ def _pointwise(g: ConvGeometry) -> bool:
     return g.pointwise and g.stride == (1, 1) and g.C % 4 == g.O % 4 == 0
 
 
+def _window(operation: str) -> Condition:
+    """No groups, and a filter and a window that shared memory has room for."""
+
+    def only(g: ConvGeometry) -> bool:
+        window = importlib.import_module("minires.kernels.cuda.window")
+        return bool(window.fits(operation, g))
+
+    stride = ", stride 1" if operation == "conv2d_grad_input" else ""
+    only.__doc__ = f"no groups{stride}, filter and window within shared memory"
+    return only
+
+
+def _few(g: ConvGeometry) -> bool:
+    """Stems and the narrow layers of CIFAR's nets, whose windows overlap."""
+    overlap = g.kernel[0] * g.kernel[1] > g.stride[0] * g.stride[1]
+    return overlap and g.C <= 32 and g.O <= 64
+
+
 def _inputs(chunk: int) -> Condition:
     """Input channels of a group in whole chunks."""
 
@@ -125,6 +143,11 @@ for _pass in PASSES:
         ("implicit", _few_groups, "A product in registers whose columns are never written."),
     ):
         _add(_pass, _name, "conv", _summary, function=f"{_name}_{_pass}", worth=_worth)
+for _pass in PASSES:
+    _add(
+        _pass, "window", "window", "Few channels: filter and window in shared memory.",
+        function=f"window_{_pass}", only=_window(_pass), worth=_few,
+    )  # fmt: skip
 # A chunk of 16 bytes must not reach over two taps, so what is read has channels in whole chunks.
 for _pass, _even in (
     ("conv2d", _inputs), ("conv2d_grad_input", _outputs), ("conv2d_grad_weight", _both),

@@ -6,12 +6,14 @@ brought to channels-last memory first, which copies nothing if they are there al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from minires.kernels.cuda.arrays import (
+    BLOCKS_PER_PROCESSOR,
     THREADS,
     accumulator,
     aligned,
@@ -20,13 +22,17 @@ from minires.kernels.cuda.arrays import (
     nchw,
     nhwc,
     pack,
+    power_of_two,
 )
 from minires.kernels.cuda.launch import Device, device_of
-from minires.kernels.cuda.tiles import parts_of, splits, tile_for, weight_tile
+from minires.kernels.cuda.tiles import TILES, WEIGHT_TILES, Product, parts_of, plan, splits
 from minires.kernels.geometry import ConvGeometry
 
 COLUMNS_BYTES = 256 << 20
 """The most memory that im2col takes for columns; more images are done one part after another."""
+
+STEP, SHORTEST = 8, 128
+"""Terms of a sum that conv_implicit.cu takes at a step; terms that a part of one has at least."""
 
 
 def geometry_arguments(g: ConvGeometry) -> tuple[np.int32, ...]:
@@ -199,24 +205,36 @@ def gather(
     source: Any, weight: Any, bias: Any, result: Any, g: ConvGeometry, gradient: bool = False
 ) -> None:
     """Launch `gather` of conv_implicit.cu; arrays channels last, the weight turned if gradient."""
-    device = device_of(source)
+    device, dtype = device_of(source), source.dtype
     S, D = (g.O, g.C) if gradient else (g.C, g.O)
     S, D = S // g.groups, D // g.groups
-    tile = tile_for(D, result.dtype.itemsize)
-    packed = S % pack(source.dtype) == 0 and aligned(device, source, weight)
+    packed = S % pack(dtype) == 0 and aligned(device, source, weight)
     if gradient:
         residues = g.stride[0] * g.stride[1]
         pixels = g.N * ceil_div(g.H, g.stride[0]) * ceil_div(g.W, g.stride[1])
+        # Those of one residue are stride / gcd(stride, dilation) apart.
+        sizes = zip(g.kernel, g.stride, g.dilation, strict=True)
+        taps = math.prod(ceil_div(k, s // math.gcd(s, d)) for k, s, d in sizes)
     else:
-        residues, pixels = 1, g.N * g.out[0] * g.out[1]
+        residues, pixels, taps = 1, g.N * g.out[0] * g.out[1], g.kernel[0] * g.kernel[1]
     if not pixels:
         return
+    sums, batch = accumulator(dtype), g.groups * residues
+    product = Product(pixels, D, taps * S, batch, sums.itemsize)
+    usable = TILES if packed else TILES[:-1]  # the last one loads too much number by number
+    chosen = plan(product, usable, SHORTEST, device.multiprocessors)
+    steps, count = parts_of(ceil_div(taps * S, STEP), chosen.splits)
+    tile = chosen.tile
+    parts = device.xp.empty((count, *result.shape), sums) if count > 1 else None
     module = device.module(
-        "conv_implicit.cu", ELEMENT=source.dtype, PACKED=int(packed), **tile.definitions
+        "conv_implicit.cu", ELEMENT=dtype, PACKED=int(packed), **tile.definitions
     )
-    grid = ceil_div(pixels, tile.BM), ceil_div(D, tile.BN), g.groups * residues
-    args = (source, weight, bias, result, np.int32(gradient), *geometry_arguments(g))
+    grid = ceil_div(pixels, tile.BM) * ceil_div(D, tile.BN), batch, count
+    args = (source, weight, bias, result, parts, np.int32(steps * STEP), np.int32(gradient),
+            *geometry_arguments(g))  # fmt: skip
     module.kernel("gather")(grid, (tile.threads,), args)
+    if parts is not None:
+        add_parts(device, parts, bias, result)
 
 
 def implicit_conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
@@ -226,16 +244,17 @@ def implicit_conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     S, D = g.C // g.groups, g.O // g.groups
     K, pixels = g.kernel[0] * g.kernel[1] * S, g.N * g.out[0] * g.out[1]
     packed = aligned(device, x, gy) and S % pack(x.dtype) == 0 and D % pack(x.dtype) == 0
-    tile = weight_tile(D, K, x.dtype.itemsize)
-    pieces = ceil_div(D, tile.BM), ceil_div(K, tile.BN)
-    count = splits(pieces[0] * pieces[1] * g.groups, pixels, device.multiprocessors, 256)
-    per_part, count = parts_of(pixels, count)
-    parts = device.xp.empty((count, g.O, K), accumulator(x.dtype))
+    sums = accumulator(x.dtype)
+    product = Product(D, K, pixels, g.groups, sums.itemsize)
+    chosen = plan(product, WEIGHT_TILES, 2 * SHORTEST, device.multiprocessors)
+    tile, (per_part, count) = chosen.tile, parts_of(pixels, chosen.splits)
+    parts = device.xp.empty((count, g.O, K), sums)
     module = device.module(
         "conv_implicit.cu", ELEMENT=x.dtype, PACKED=int(packed), **tile.definitions
     )
     args = (x, gy, parts, per_part, *geometry_arguments(g))
-    module.kernel("grad_weight")((*pieces, g.groups * count), (tile.threads,), args)
+    grid = ceil_div(D, tile.BM), ceil_div(K, tile.BN), g.groups * count
+    module.kernel("grad_weight")(grid, (tile.threads,), args)
     return weight_result(sum_parts(device, parts, x.dtype), g)
 
 
@@ -244,9 +263,24 @@ def sum_parts(device: Device, parts: Any, dtype: Any) -> Any:
     if len(parts) == 1 and parts.dtype == dtype:
         return parts[0]
     y = device.xp.empty(parts.shape[1:], dtype)
-    kernel = device.module("sum_parts.cu", ELEMENT=dtype).kernel("sum_parts")
-    kernel(grid_for(device, y.size), (THREADS,), (parts, y, y.size, np.int32(len(parts))))
+    add_parts(device, parts, None, y)
     return y
+
+
+def add_parts(device: Device, parts: Any, bias: Any, y: Any) -> None:
+    """Write the sum over the first axis, in order, plus the bias of y's last axis if given, to y.
+
+    Up to 16 threads read the parts of a number side by side: a weight gradient has few numbers and
+    many parts, and one thread would wait for each of them in turn.
+    """
+    packed = y.size % pack(parts.dtype) == 0 and aligned(device, parts, y)
+    V = pack(parts.dtype) if packed else 1
+    high = min(16, power_of_two(ceil_div(len(parts), 2)))
+    wide = THREADS // high
+    blocks = min(ceil_div(y.size, V * wide), device.multiprocessors * BLOCKS_PER_PROCESSOR)
+    module = device.module("sum_parts.cu", ELEMENT=y.dtype, PACKED=int(packed))
+    args = (parts, bias, y, y.size, np.int32(len(parts)), np.int32(y.shape[-1]))
+    module.kernel("sum_parts")((max(1, blocks),), (wide, high), args)
 
 
 # -- the fully connected layer ---------------------------------------------------------------------

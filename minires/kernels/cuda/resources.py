@@ -34,6 +34,7 @@ from minires.kernels.cuda.tiles import (
     WEIGHT_WARP_TILES,
 )
 from minires.kernels.cuda.wgmma import TF32_TILES, WGMMA_TILES, WGMMA_WEIGHT_TILES
+from minires.kernels.cuda.window import TILES as WINDOW_TILES
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 RESULTS = Path("benchmarks/results/cuda_resources.json")
@@ -84,17 +85,21 @@ def _variants() -> list[Variant]:
 
     types = list(source.TYPES.values())
     found = [variant("cast.cu", SOURCE_ELEMENT="float", ELEMENT=t) for t in types if t != "float"]
-    for name in ("elementwise.cu", "softmax.cu", "sgd.cu", "sum_parts.cu", "conv_direct.cu",
-                 "conv_columns.cu"):  # fmt: skip
+    for name in ("elementwise.cu", "softmax.cu", "sgd.cu", "conv_direct.cu", "conv_columns.cu"):
         found += [variant(name, ELEMENT=t) for t in types]
-    for name in ("norm.cu", "pool.cu"):
+    for name in ("norm.cu", "pool.cu", "sum_parts.cu"):
         found += [variant(name, ELEMENT=t, PACKED=1) for t in types]
         found.append(variant(name, ELEMENT="float", PACKED=0))
     for tile in dict.fromkeys(TILES + WEIGHT_TILES):
         found += [variant("conv_implicit.cu", ELEMENT="float", PACKED=p, **tile.definitions)
-                  for p in (1, 0)]  # fmt: skip
+                  for p in (1, 0) if p or tile.BN > 4]  # fmt: skip
     found.append(variant("conv_implicit.cu", ELEMENT="double", PACKED=1, **TILES[1].definitions))
     found.append(variant("conv_implicit.cu", ELEMENT="bf16", PACKED=1, **TILES[1].definitions))
+    for t in types:
+        found += [variant("conv_window.cu", ELEMENT=t, PACKED=p, **tile.definitions)
+                  for tile in WINDOW_TILES for p in (1, 0) if p or t == "float"]  # fmt: skip
+        found.append(variant("conv_window_weight.cu", ELEMENT=t, PACKED=1, PACKED_GRADS=1))
+    found.append(variant("conv_window_weight.cu", ELEMENT="float", PACKED=0, PACKED_GRADS=1))
     found += [variant("conv_winograd.cu", ELEMENT=t, TILE=m) for t in ("float", "double")
               for m in (2, 4)]  # fmt: skip
     found += [variant("product.cu", ELEMENT=t, **tile.definitions) for t in ("float", "double")

@@ -81,11 +81,11 @@ def plan(product: Product, tiles: tuple[Tile, ...], shortest: int, processors: i
         written = p.rows * p.columns * p.batch * p.itemsize * (2 * parts if parts > 1 else 0)
         return product + written * ADDS_PER_BYTE / processors
 
-    most = max(1, min(MOST_SPLITS, p.length // shortest))
-    return min((Plan(t, s) for t in usable for s in range(1, most + 1)), key=time)
+    counts = [n for n in SPLITS if n == 1 or p.length >= n * shortest]
+    return min((Plan(t, n) for t in usable for n in counts), key=time)
 
 
-MOST_SPLITS = 64
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 FILLING = 32
 """A block's start and end, in terms of its sum: the pipeline fills, the results are written."""
 ADDS_PER_BYTE = 8
@@ -94,8 +94,9 @@ ADDS_PER_BYTE = 8
 WEIGHT_TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4), Tile(32, 64, 4, 4), Tile(16, 64, 4, 4))
 """For weight gradients: rows are output channels, columns the inputs of a window."""
 
-TILES = (Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(128, 32, 4, 4), Tile(128, 16, 4, 4))
-"""From wide to narrow: a CIFAR net's 16, 32 and 64 channels fill a piece each."""
+TILES = (Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(64, 64, 4, 4), Tile(128, 32, 4, 4),
+         Tile(128, 16, 4, 4), Tile(256, 4, 4, 4))  # fmt: skip
+"""For results: from wide to narrow; 4 columns are the 3 of a stem's input gradient."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +139,6 @@ WEIGHT_WARP_TILES = (WarpTile(128, 128, 64, 32), WarpTile(64, 128, 32, 32),
 def weight_warp_tile(rows: int) -> WarpTile:
     """The tile for a weight gradient on tensor cores with this many output channels."""
     return next((t for t in reversed(WEIGHT_WARP_TILES) if rows <= t.BM), WEIGHT_WARP_TILES[0])
-
-
-def tile_for(columns: int, itemsize: int) -> Tile:
-    """The tile for a product with this many columns; float64 takes twice the registers."""
-    usable = TILES[1:] if itemsize == 8 else TILES
-    return next((t for t in reversed(usable) if columns <= t.BN), usable[0])
-
-
-def weight_tile(rows: int, columns: int, itemsize: int) -> Tile:
-    """The tile for a weight gradient: no more rows than needed; large where it can be filled."""
-    usable = WEIGHT_TILES if itemsize < 8 and rows >= 128 and columns >= 512 else WEIGHT_TILES[1:]
-    return next((t for t in reversed(usable) if rows <= t.BM), usable[0])
 
 
 def splits(pieces: int, length: int, multiprocessors: int, shortest: int) -> int:

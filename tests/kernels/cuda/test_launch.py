@@ -33,23 +33,53 @@ def test_a_resnet_layer_fills_the_device() -> None:
     g = conv_geometry((128, 256, 14, 14), (256, 256, 3, 3), 1, 1)
     x, w = images(*g.x_shape), images(*g.weight_shape)
     (forward,) = launches(conv.implicit_conv2d, x, w, g)
-    assert forward.grid == (196, 2, 1)  # 128*14*14 pixels by 128, 256 channels by 128
+    tile = forward.definitions
+    pieces = -(-128 * 14 * 14 // int(tile["BM"])) * -(-256 // int(tile["BN"]))
+    assert forward.grid == (pieces, 1, 1)
+    assert pieces >= 132
     assert forward.definitions["PACKED"] == "1"
     assert forward.args[0].ctypes.data == x.ctypes.data  # nothing was copied
 
 
 def test_the_stride_is_split_into_residues() -> None:
     g = conv_geometry((4, 64, 15, 15), (32, 64, 3, 3), 2, 1)
-    (made,) = launches(conv.implicit_conv2d_grad_input, images(*g.y_shape),
-                       images(*g.weight_shape), g)  # fmt: skip
-    assert made.grid == (2, 1, 4)  # 4*8*8 pixels of the largest residue by 128; 2x2 residues
+    made = launches(conv.implicit_conv2d_grad_input, images(*g.y_shape),
+                    images(*g.weight_shape), g)[0]  # fmt: skip
+    tile = made.definitions
+    pieces = -(-4 * 8 * 8 // int(tile["BM"])) * -(-64 // int(tile["BN"]))
+    assert made.grid[:2] == (pieces, 4)  # 4*8*8 pixels of the largest residue; 2x2 residues
+
+
+@pytest.mark.parametrize(
+    "g",
+    [conv_geometry((1, 512, 7, 7), (512, 512, 3, 3), 1, 1),
+     conv_geometry((8, 2048, 1, 1), (1000, 2048, 1, 1)),
+     conv_geometry((1, 256, 14, 14), (256, 256, 3, 3), 2, 1)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("function", [conv.implicit_conv2d, conv.implicit_conv2d_grad_input])
+def test_few_pieces_are_split_along_the_sum(function: Any, g: ConvGeometry) -> None:
+    """A batch of one, or a classifier: without a split a few blocks would do everything."""
+    source = images(*(g.x_shape if function is conv.implicit_conv2d else g.y_shape))
+    product, total = launches(function, source, images(*g.weight_shape), g)
+    assert product.grid[0] * product.grid[1] * product.grid[2] > 100
+    parts, k_per_part = product.args[4], int(product.args[5])
+    assert len(parts) == product.grid[2] > 1
+    terms = g.kernel[0] * g.kernel[1] * source.shape[1]
+    assert k_per_part % conv.STEP == 0
+    assert terms <= k_per_part * product.grid[2] * g.stride[0] * g.stride[1]
+    assert total.kernel == "sum_parts"
+    assert total.args[0] is parts
 
 
 @pytest.mark.parametrize("C", [16, 32, 64, 128, 2048])
 def test_few_channels_get_narrow_tiles(C: int) -> None:
-    widest = min(C, 128)
-    assert tiles.tile_for(C, 4).BN == tiles.warp_tile(C).BN == widest
-    assert tiles.tile_for(C, 8).BN <= 64
+    def tile(itemsize: int) -> tiles.Tile:
+        product = tiles.Product(128 * 56 * 56, C, 9 * C, 1, itemsize)
+        return tiles.plan(product, tiles.TILES, 128, 132).tile
+
+    assert tile(4).BN == tiles.warp_tile(C).BN == min(C, 128)
+    assert tile(8).TM * tile(8).TN <= 32
 
 
 def test_a_long_sum_over_pixels_is_split_and_joined() -> None:

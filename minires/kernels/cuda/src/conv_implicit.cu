@@ -10,7 +10,9 @@
 // A block of THREADS makes a BM x BN piece; a thread TM x TN of it, in registers. Per step, BK slices
 // of both factors go through shared memory, k first, so that a thread reads TM + TN numbers for
 // TM * TN multiply-adds, four side by side. The next slices are fetched into registers while these
-// are used, and shared memory has two halves, so that one barrier a step is enough.
+// are used, and shared memory has two halves, so that one barrier a step is enough. Where there are
+// too few pieces to fill the device, the sum over k is split over blocks too: parts (splits,
+// result), which sum_parts.cu adds up in order.
 // PACKED: 16 bytes of channels at once; it needs C/G (or O/G) in whole packs.
 #include "types.cuh"
 #include "geometry.cuh"
@@ -22,7 +24,11 @@ constexpr int LOADS_M = (BM * BK / V + THREADS - 1) / THREADS;
 constexpr int LOADS_N = (BN * BK / V + THREADS - 1) / THREADS;
 static_assert(TM % 4 == 0 && TN % 4 == 0, "a thread's piece is made of squares of four");
 
-struct Tiles {
+// Numbers that one instruction reads of shared memory, and writes of the result's fours.
+constexpr int Q = 16 / sizeof(A);
+constexpr int QT = PACK<T> < 4 ? PACK<T> : 4;
+
+struct __align__(16) Tiles {
     A m[2][BK][BM + PAD], n[2][BK][BN + PAD];
 };
 
@@ -35,33 +41,39 @@ __device__ __forceinline__ void multiply(const Tiles& tiles, int half, int tm, i
                                          A (&sums)[TM][TN]) {
 #pragma unroll
     for (int k = 0; k < BK; ++k) {
-        A left[TM], right[TN];
+        Some<A, Q> left[TM / Q], right[TN / Q];
 #pragma unroll
-        for (int i = 0; i < TM; ++i) left[i] = tiles.m[half][k][spread(tm, i, BM, TM)];
+        for (int i = 0; i < TM; i += Q)
+            left[i / Q] = load<Q>(&tiles.m[half][k][spread(tm, i, BM, TM)]);
 #pragma unroll
-        for (int j = 0; j < TN; ++j) right[j] = tiles.n[half][k][spread(tn, j, BN, TN)];
+        for (int j = 0; j < TN; j += Q)
+            right[j / Q] = load<Q>(&tiles.n[half][k][spread(tn, j, BN, TN)]);
 #pragma unroll
         for (int i = 0; i < TM; ++i)
 #pragma unroll
-            for (int j = 0; j < TN; ++j) sums[i][j] += left[i] * right[j];
+            for (int j = 0; j < TN; ++j)
+                sums[i][j] += left[i / Q].at[i % Q] * right[j / Q].at[j % Q];
     }
 }
 
 // source (N, ah.read, aw.read, G*S), weight (G*D, KH, KW, S), result (N, ah.made, aw.made, G*D).
-// grid: (pieces of pixels, pieces of D, G * residues)
+// grid: (pieces of pixels and of D, G * residues, splits). Pieces of the same pixels follow each
+// other, so that these are read from memory once. parts: null if the sum is not split.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __restrict__ bias,
-       T* __restrict__ result, int gradient, GEOMETRY) {
+       T* __restrict__ result, A* __restrict__ parts, int k_per_part, int gradient, GEOMETRY) {
     __shared__ Tiles tiles;
     int S = (gradient ? O : C) / G, D = (gradient ? C : O) / G;
-    int residue = blockIdx.z / G, group = blockIdx.z % G;
+    int residue = blockIdx.y / G, group = blockIdx.y % G, across = (D + BN - 1) / BN;
     Axis ah = gradient ? gradient_axis(H, OH, KH, sh, ph, dh, residue / sw)
                        : forward_axis(H, OH, KH, sh, ph, dh);
     Axis aw = gradient ? gradient_axis(W, OW, KW, sw, pw, dw, residue % sw)
                        : forward_axis(W, OW, KW, sw, pw, dw);
-    long long pixels = (long long)N * ah.count * aw.count, m0 = (long long)blockIdx.x * BM;
-    int d0 = blockIdx.y * BN, K = ah.taps * aw.taps * S;
+    long long pixels = (long long)N * ah.count * aw.count,
+              m0 = (long long)(blockIdx.x / across) * BM;
+    int d0 = blockIdx.x % across * BN, K = ah.taps * aw.taps * S, k0 = blockIdx.z * k_per_part;
     if (m0 >= pixels) return;
+    int k_end = k0 + k_per_part < K ? k0 + k_per_part : K;
 
     // What this thread fetches: V channels at the same k of several pixels and weight rows.
     constexpr int PER_ROW = BK / V;
@@ -81,7 +93,7 @@ gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __re
 
     Some<T, V> from_image[LOADS_M], from_weight[LOADS_N];
     // The tap and channel of k, kept up as k grows.
-    int c = k_own, tap_v = 0, tap_u = 0;
+    int c = k0 + k_own, tap_v = 0, tap_u = 0;
     auto settle = [&] {
         while (c >= S && tap_u < ah.taps) {
             c -= S;
@@ -89,7 +101,7 @@ gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __re
         }
     };
     auto fetch = [&] {
-        bool any = tap_u < ah.taps && K > 0;
+        bool any = tap_u < ah.taps && k0 < K;
         int dy = tap_u * ah.reach, dx = tap_v * aw.reach;
 #pragma unroll
         for (int l = 0; l < LOADS_M; ++l) {
@@ -135,8 +147,8 @@ gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __re
     fetch();
     put(0);
     __syncthreads();
-    for (int k = 0, half = 0; k < K; k += BK, half ^= 1) {
-        bool more = k + BK < K;
+    for (int k = k0, half = 0; k < k_end; k += BK, half ^= 1) {
+        bool more = k + BK < k_end;
         if (more) {
             c += BK;
             settle();
@@ -151,13 +163,32 @@ gather(const T* __restrict__ source, const T* __restrict__ weight, const T* __re
     for (int i = 0; i < TM; ++i) {
         long long m = m0 + spread(tm, i, BM, TM);
         if (m >= pixels) continue;
-        int w = m % aw.count * aw.place + aw.first, h = m / aw.count % ah.count * ah.place + ah.first;
+        int w = m % aw.count * aw.place + aw.first,
+            h = m / aw.count % ah.count * ah.place + ah.first;
         long long n = m / aw.count / ah.count;
-        T* to = result + ((n * ah.made + h) * aw.made + w) * G * D + group * D;
+        long long at = ((n * ah.made + h) * aw.made + w) * G * D + group * D;
+        A* part =
+            parts ? parts + (long long)blockIdx.z * N * ah.made * aw.made * G * D + at : nullptr;
 #pragma unroll
-        for (int j = 0; j < TN; ++j) {
+        for (int j = 0; j < TN; j += QT) {
             int d = d0 + spread(tn, j, BN, TN);
-            if (d < D) narrow(to[d], bias ? sums[i][j] + wide(bias[group * D + d]) : sums[i][j]);
+            if (part) {
+                for (int q = 0; q < QT; ++q)
+                    if (d + q < D) part[d + q] = sums[i][j + q];
+                continue;
+            }
+            Some<T, QT> values;
+#pragma unroll
+            for (int q = 0; q < QT; ++q) {
+                bool add = bias && d + q < D;
+                A sum = sums[i][j + q];
+                narrow(values.at[q], add ? sum + wide(bias[group * D + d + q]) : sum);
+            }
+            if (D % QT == 0 && d < D)
+                store<QT>(result + at + d, values);
+            else
+                for (int q = 0; q < QT; ++q)
+                    if (d + q < D) result[at + d + q] = values.at[q];
         }
     }
 }

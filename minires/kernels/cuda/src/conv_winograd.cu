@@ -8,7 +8,7 @@
 // The elementwise product over all tiles and channels is, for each of the SIDE^2 places p, a matrix
 // product, which product.cu does:
 //
-//     M[p][tile, o] = sum_c V[p][tile, c] * U[p][o, c]      dU[p][o, c] = sum_t M[p][t, o] * V[p][t, c]
+//     M[p][t, o] = sum_c V[p][t, c] * U[p][o, c]      dU[p][o, c] = sum_t M[p][t, o] * V[p][t, c]
 //
 // It takes 16 multiplications for 4 outputs instead of 36, or 36 for 16 instead of 144; the
 // transforms here move more memory for it, and cost digits. F(4x4) interpolates at 0, +-3/4, +-3/2

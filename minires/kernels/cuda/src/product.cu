@@ -69,8 +69,6 @@ __device__ __forceinline__ void pipeline(long long begin, long long end, Copy co
     wait_copies<0>();
 }
 
-__device__ __forceinline__ void put(T* to, T sum, int add) { *to = add ? *to + sum : sum; }
-
 // a (batch, I, K), b (batch, J, K), c (splits, batch, I, J), added to what is there if `add`.
 // grid: (pieces, batch * splits)
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -133,7 +131,9 @@ by_rows(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, lon
 #pragma unroll
         for (int j = 0; j < TN; ++j) {
             int column = piece.j0 + own.tn + j * WIDE;
-            if (column < J) put(c + row * J + column, sums[i][j], add);
+            if (column >= J) continue;
+            T* to = c + row * J + column;
+            *to = add ? *to + sums[i][j] : sums[i][j];
         }
     }
 }
@@ -176,7 +176,7 @@ by_columns(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, 
     auto use = [&](int stage) {
         const T* rows = shared + stage * STAGE + own.tm * V;
         const T* columns = shared + stage * STAGE + BK * BM + own.tn * V;
-#pragma unroll
+#pragma unroll 2  // more would not fit into 128 registers
         for (int k = 0; k < BK; ++k) {
             Some<T, V> left[TM / V], right[TN / V];
 #pragma unroll
@@ -198,9 +198,15 @@ by_columns(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, 
         long long row = piece.i0 + (m / V * HIGH + own.tm) * V + m % V;
         if (row >= I) continue;
 #pragma unroll
-        for (int n = 0; n < TN; ++n) {
-            int column = piece.j0 + (n / V * WIDE + own.tn) * V + n % V;
-            if (column < J) put(c + row * J + column, sums[m][n], add);
+        for (int n = 0; n < TN; n += V) {
+            int column = piece.j0 + (n / V * WIDE + own.tn) * V;
+            if (column >= J) continue;
+            T* to = c + row * J + column;
+            Some<T, V> values = {};
+            if (add) values = load<V>(to);
+#pragma unroll
+            for (int v = 0; v < V; ++v) values.at[v] += sums[m][n + v];
+            store<V>(to, values);
         }
     }
 }
