@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minires.bench.conv import DEFAULT, ConvReport, Row, bench_conv
+from minires.bench.conv import DEFAULT, Row, bench_conv
 from minires.bench.gate import PASSES
-from minires.bench.layers import conv_layers
+from minires.bench.layers import ConvLayer, conv_layers
 from versus.work import Work
 
 
@@ -26,21 +26,31 @@ def layers(works: Sequence[Work], rounds: int, say: Callable[[str], None]) -> di
         seen.update(layer.geometry for layer in table)
         for layer in table:
             say(f"layers: {work.model} {layer.label}")
-            report = bench_conv([layer], [DEFAULT, "torch"], rounds=rounds)
-            for operation in PASSES.values():
-                rows = [row for row in report.rows if row.operation == operation]
-                if rows:
-                    name = f"{work.model} {layer.label}, {operation}"
-                    found[name] = _compared(rows, report)
+            found |= one_layer(work.model, layer, rounds)
+    return {"layers": found, **summary(found)}
+
+
+def one_layer(model: str, layer: ConvLayer, rounds: int, **options: Any) -> dict[str, Any]:
+    """Every pass of one layer, by "model layer, operation"; options: of `bench_conv`."""
+    report = bench_conv([layer], [DEFAULT, "torch"], rounds=rounds, **options)
+    found = {}
+    for operation in PASSES.values():
+        rows = [row for row in report.rows if row.operation == operation]
+        if rows:
+            found[f"{model} {layer.label}, {operation}"] = _compared(rows)
+    return found
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """The geometric mean of the ratios, and the least."""
     ratios = [entry["ratio"] for entry in found.values() if entry["ratio"] is not None]
     return {
-        "layers": found,
         "geometric_mean": math.exp(statistics.fmean(map(math.log, ratios))) if ratios else None,
         "least": min(ratios, default=None),
     }
 
 
-def _compared(rows: Sequence[Row], report: ConvReport) -> dict[str, Any]:
+def _compared(rows: Sequence[Row]) -> dict[str, Any]:
     mine = next(row for row in rows if row.chosen)
     others = [row for row in rows if not row.chosen and row.times is not None]
     ratio, peer = None, None

@@ -15,7 +15,7 @@ from minires.bench.costs import Cost, cost
 from minires.bench.gate import PASSES
 from minires.bench.layers import conv_layers
 from minires.bench.limits import limits
-from minires.bench.timing import Times, interleave
+from minires.bench.timing import Reading, Times, interleave
 from minires.kernels.threads import num_threads
 from versus import ours, theirs
 from versus.work import Call, Work
@@ -40,13 +40,14 @@ def same_nets(name: str) -> tuple[Any, Any]:
     x = Work(name, 2, 32 if other.small else 64).images()
     with mr.no_grad(), torch.no_grad():
         a, b = mine.eval()(mr.Tensor(x)).numpy(), other.eval()(torch.tensor(x)).numpy()
-    _agree(name, a, b)
+    agree(name, a, b)
     return mine.train(), other.train()
 
 
-def _agree(what: str, a: np.ndarray, b: np.ndarray) -> None:
+def agree(what: str, a: np.ndarray, b: np.ndarray, allowed: float = AGREEMENT) -> None:
+    """Raise RuntimeError if two nets' answers differ by more than this share of the largest."""
     difference = float(np.abs(a - b).max() / np.abs(b).max())
-    if not difference <= AGREEMENT:
+    if not difference <= allowed:
         raise RuntimeError(f"{what}: minires and PyTorch differ by {difference:.1e} of the largest")
 
 
@@ -60,7 +61,7 @@ def train(works: Sequence[Work], rounds: int, compiled: bool, say: Say) -> dict[
         for name, layout, compile_ in theirs.ways(compiled):
             # Each its own net, because a step changes it.
             calls[name] = theirs.training_step(work, layout, compile_, same_nets(work.model)[1])
-        found[work.model] = _timed(work, calls, rounds)
+        found[work.model] = timed(work, calls, rounds)
     return found
 
 
@@ -78,8 +79,8 @@ def infer(works: Sequence[Work], rounds: int, compiled: bool, say: Say) -> dict[
             start = time.perf_counter()
             answers[name] = call()
             first_calls[name] = time.perf_counter() - start
-            _agree(f"{work.model}, {name}", answers["minires"], answers[name])
-        found[work.model] = _timed(work, calls, rounds, first_calls)
+            agree(f"{work.model}, {name}", answers["minires"], answers[name])
+        found[work.model] = timed(work, calls, rounds, first_calls)
     return found
 
 
@@ -121,12 +122,12 @@ def on_threads(count: int) -> Any:
         torch.set_num_threads(before[1])
 
 
-def _timed(
+def timed(
     work: Work, calls: Mapping[str, Call], rounds: int,
-    first_calls: Mapping[str, float] | None = None,
+    first_calls: Mapping[str, float] | None = None, reading: Reading | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What every contender took, and how much faster we are than the best of the others."""
-    times = interleave(calls, rounds, first_calls=first_calls, visit=VISIT)
+    times = interleave(calls, rounds, first_calls=first_calls, visit=VISIT, reading=reading)
     found = _record(work, times)
     peer = min((name for name in times if name != "minires"), key=lambda n: times[n].median)
     return {**found, "peer": peer, "ratio": times[peer].median / times["minires"].median}

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.bench.places import PROCESSOR, Place
+from minires.bench.places import PROCESSOR, Place, dtype_of
 from minires.kernels import ConvGeometry, Kernel, conv_geometry
 from minires.testing.compare import element
 from minires.testing.kernels import LINEAR_SLACK, laid_out, reference_kernel
@@ -99,8 +99,8 @@ class Problem:
             raise ValueError(
                 f"gate: expected one of {', '.join(PASSES.values())}, got {operation!r}"
             )
-        self.operation, self.geometry, self.dtype = operation, g, np.dtype(dtype)
-        self.place = place
+        self.operation, self.geometry, self.place = operation, g, place
+        self.dtype = dtype_of(dtype) if isinstance(dtype, str) else np.dtype(dtype)
         x, weight, gy = _drawn(g, seed)
         pairs = {"conv2d": (x, weight), "conv2d_grad_input": (gy, weight)}
         self.host = tuple(a.astype(self.dtype, order="K") for a in pairs.get(operation, (x, gy)))

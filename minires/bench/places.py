@@ -128,12 +128,23 @@ def place_of(device: str | Place) -> Place:
     raise ValueError(unknown("device", device, ("cpu", "cuda")))
 
 
+def dtype_of(name: str) -> np.dtype[Any]:
+    """A dtype by name. Raises ImportError for "bfloat16" where ml_dtypes is not installed."""
+    if name == "bfloat16":
+        try:
+            import ml_dtypes  # gives NumPy the type
+        except ImportError as error:
+            raise ImportError("bfloat16 needs ml_dtypes: pip install ml-dtypes") from error
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
 def from_torch(tensor: Any) -> np.ndarray:
     """A PyTorch tensor on any device as a NumPy array; bfloat16 stays bfloat16."""
     tensor = tensor.detach()
     if str(tensor.dtype) != "torch.bfloat16":
         return np.asarray(tensor.cpu().numpy())
-    return np.asarray(_halves(tensor, "int16").cpu().numpy()).view(np.dtype("bfloat16"))
+    return np.asarray(_halves(tensor, "int16").cpu().numpy()).view(dtype_of("bfloat16"))
 
 
 def to_torch(torch: Any, array: np.ndarray) -> Any:

@@ -138,6 +138,26 @@ def test_the_workspace_is_what_the_kernel_says(registry):
     assert found["roomy"] == 2000
 
 
+def test_small_arrays_count_as_workspace_too(registry):
+    """The pool knows arrays from 256 KiB on; the others are added up."""
+    from minires.kernels import memory
+
+    def hungry(x, w, g):
+        memory.empty(1000, np.float32)
+        memory.zeros((10, 10), np.float64)
+        large = memory.empty(1 << 20, np.uint8)
+        y = reference(x, w, g)
+        result = memory.empty(y.shape, y.dtype)
+        result[...] = y + 0 * large[0]
+        return result
+
+    hungry.__module__ = "minires.kernels.cpu.toys"
+    registry("conv2d", name="hungry", worth=mr.kernels.never)(hungry)
+    (row,) = bench(["hungry"]).rows
+    assert row.workspace == pytest.approx(4000 + 800 + (1 << 20), abs=8192)
+    assert row.workspace >= 4800 + (1 << 20)
+
+
 def test_the_first_layer_of_a_net_has_no_input_gradient():
     layers = conv_layers("resnet20", batch=1, size=8)[:2]
     rows = bench(passes=("grad-input", "grad-weight"), layers=layers).rows

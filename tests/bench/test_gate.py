@@ -139,3 +139,46 @@ def test_a_kernel_of_one_shape_has_no_ragged_one():
 def test_an_operation_that_is_no_convolution_is_refused():
     with pytest.raises(ValueError, match="'relu'"):
         Problem("relu", G)
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Problems so large that only a part is compared."""
+    monkeypatch.setattr("minires.bench.gate.WHOLE", 0)
+
+
+PARTED = conv_geometry((7, 8, 6, 5), (9, 8, 3, 3), (2, 1), 1)
+
+
+@pytest.mark.parametrize("operation", PASSES.values())
+def test_of_a_large_problem_three_parts_are_compared(in_parts, operation):
+    problem = Problem(operation, PARTED)
+    (kernel,) = [k for k in available(operation) if (k.backend, k.name) == ("cpu", "im2col")]
+    y = kernel.function(*problem.args)
+    assert problem.part == ([0, 4, 8] if operation == "conv2d_grad_weight" else [0, 3, 6])
+    np.testing.assert_allclose(problem.expected, y[problem.part], rtol=1e-3, atol=1e-4)
+    assert problem.check(lambda: y)
+    for place in problem.part:
+        wrong = y.copy()
+        wrong[place, 1, 0, 0] += 1
+        verdict = problem.check(lambda wrong=wrong: wrong)
+        assert f"worst at [{place},1,0,0]" in verdict.wrong
+    elsewhere = y.copy()
+    elsewhere[1, 0, 0, 0] = np.inf
+    assert problem.check(lambda: elsewhere).wrong == "some elements are not finite"
+
+
+def test_small_problems_are_compared_whole(monkeypatch):
+    assert Problem("conv2d", PARTED).part == slice(None)
+    monkeypatch.setattr("minires.bench.gate.WHOLE", 0)
+    assert Problem("conv2d", conv_geometry((3, 2, 4, 4), (2, 2, 3, 3))).part == slice(None)
+    assert Problem("conv2d_grad_weight", STRIDED).part == slice(None)
+
+
+def test_coarser_factors_are_allowed_their_rounding_and_no_more():
+    problem = Problem("conv2d", G)
+    exact = problem.expected
+    off = 2.0**-12 * problem.magnitude
+    assert not problem.check(lambda: (exact + off).astype(np.float32))
+    assert problem.check(lambda: (exact + off).astype(np.float32), "tf32")
+    assert not problem.check(lambda: (exact + 400 * off).astype(np.float32), "tf32")
