@@ -31,6 +31,10 @@ class Optimizer:
     arrays: ClassVar[tuple[str, ...]] = ()
     """The entries of a parameter's state that are arrays of its shape."""
 
+    capturable: ClassVar[bool] = False
+    """Whether a captured step may be replayed: what changes from step to step lies on the device,
+    written there by `upload`."""
+
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **settings: Any) -> None:
         if isinstance(params, Tensor | Mapping):
             raise TypeError(

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from minires.autograd import Tensor
+from minires.kernels.arrays import active, xp_of
 from minires.optim.optimizer import Group, Optimizer, non_negative
 
 FUSED = 1 << 18
 """Elements of a parameter from which on its step is compiled: one pass instead of five."""
+
+SETTINGS = ("lr", "momentum", "dampening", "weight_decay")
 
 
 class SGD(Optimizer):
@@ -26,10 +29,13 @@ class SGD(Optimizer):
     The learning rate multiplies the buffer, so a change of it acts at once (Sutskever et al. and
     Caffe scale the gradient as it enters the buffer instead).
 
+    On a device, one launch updates all parameters of a group.
+
     Raises ValueError for negative settings, and for nesterov without momentum or with dampening.
     """
 
     arrays = ("momentum_buffer",)
+    capturable = True
 
     def __init__(
         self,
@@ -40,6 +46,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
+        self._fused: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         super().__init__(
             params,
             lr=lr,
@@ -50,13 +57,67 @@ class SGD(Optimizer):
         )
 
     def check(self, group: Group) -> None:
-        names = ("lr", "momentum", "dampening", "weight_decay")
-        non_negative("SGD", **{name: group[name] for name in names})
+        non_negative("SGD", **{name: group[name] for name in SETTINGS})
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"SGD: nesterov needs momentum and no dampening, got momentum={group['momentum']} "
                 f"and dampening={group['dampening']}"
             )
+
+    def update_all(self, changed: list[tuple[Tensor, Any]], group: Group) -> None:
+        """On a device in one launch for all, but for the first step with dampening, which differs
+        from the later ones."""
+        if all(type(parameter._data) is np.ndarray for parameter, _ in changed):
+            super().update_all(changed, group)
+            return
+        from minires.kernels.cuda.sgd import dense
+
+        others: list[tuple[Tensor, Any]] = []
+        together: dict[tuple[str, Any], list[tuple[Tensor, Any]]] = {}
+        for parameter, gradient in changed:
+            p = parameter._data
+            fresh = "momentum_buffer" not in self.state.get(parameter, {})
+            if type(p) is np.ndarray or not dense(p) or (fresh and group["dampening"] != 0):
+                others.append((parameter, gradient))
+            else:
+                together.setdefault((parameter.device, p.dtype), []).append((parameter, gradient))
+        super().update_all(others, group)
+        for key, pairs in together.items():
+            with active(pairs[0][0]._data):
+                self._update_together(key, pairs, group)
+
+    def _update_together(
+        self, key: tuple[str, Any], pairs: list[tuple[Tensor, Any]], group: Group
+    ) -> None:
+        from minires.kernels.cuda.sgd import FusedSGD
+
+        parameters = [parameter._data for parameter, _ in pairs]
+        buffers = [self._buffer(parameter) for parameter, _ in pairs] if group["momentum"] else []
+        settings = {name: group[name] for name in SETTINGS}
+        fused, arrays = self._fused.get((id(group), *key), (None, []))
+        if fused is None or fused.nesterov != group["nesterov"] or not _same(
+            arrays, parameters + buffers
+        ):
+            fused = FusedSGD(
+                parameters, **settings, nesterov=group["nesterov"], buffers=buffers
+            )
+            self._fused[id(group), *key] = fused, parameters + buffers
+        fused.set(**settings)
+        fused.step([_laid_out_as(p, g) for p, (_, g) in zip(parameters, pairs, strict=True)])
+
+    def _buffer(self, parameter: Tensor) -> Any:
+        """The momentum buffer, in the parameter's memory order; zeros if it has none yet."""
+        p, state = parameter._data, self.state.setdefault(parameter, {})
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = xp_of(p).zeros_like(p)
+        state["momentum_buffer"] = _laid_out_as(p, self.held(parameter, "momentum_buffer"))
+        return state["momentum_buffer"]
+
+    def upload(self) -> None:
+        for group in self.param_groups:
+            for key, (fused, _) in self._fused.items():
+                if key[0] == id(group):
+                    fused.set(**{name: group[name] for name in SETTINGS})
 
     def update(self, parameter: Tensor, gradient: Any, group: Group) -> None:
         p, momentum = parameter._data, group["momentum"]
@@ -101,3 +162,19 @@ class SGD(Optimizer):
             d *= 1 - dampening
         v += d
         return v
+
+
+def _same(held: list[Any], wanted: list[Any]) -> bool:
+    """Whether two lists hold the same arrays."""
+    return len(held) == len(wanted) and all(a is b for a, b in zip(held, wanted, strict=True))
+
+
+def _laid_out_as(p: Any, array: Any) -> Any:
+    """The array in the memory order and the dtype of p; itself if it is so already."""
+    from minires.kernels.cuda.sgd import dense, order
+
+    if array.dtype == p.dtype and order(array) == order(p) and dense(array):
+        return array
+    laid_out = xp_of(p).empty_like(p)
+    laid_out[...] = array
+    return laid_out

@@ -36,9 +36,9 @@ class Card:
 
     @property
     def launcher(self) -> Any:
-        from minires.kernels.cuda import emulate, launch
+        from minires.kernels.cuda import emulate
 
-        return emulate.launcher(launch.capability_here() or launch.HOPPER)
+        return emulate.launcher()
 
     def __enter__(self) -> Card:
         self.previous.append(Card.current)

@@ -39,6 +39,7 @@ from minires.kernels.cuda.launch import (
     Size,
     check_number,
     definition_texts,
+    stand_in,
     standing_in,
 )
 from minires.kernels.environment import cache_folder
@@ -233,7 +234,7 @@ class EmulatedDevice:
     def numbered(self, number: int) -> Device:
         """Raises ValueError for more than there are."""
         check_number(number, DEVICES)
-        return launcher(self.capability)
+        return _launcher(self.capability)
 
 
 @cache
@@ -242,9 +243,14 @@ def _device(capability: tuple[int, int]) -> EmulatedDevice:
 
 
 @cache
-def launcher(capability: tuple[int, int]) -> EmulatedDevice:
-    """What runs kernels on `DeviceArray`s."""
+def _launcher(capability: tuple[int, int]) -> EmulatedDevice:
     return EmulatedDevice(capability, xp)
+
+
+def launcher() -> EmulatedDevice:
+    """What runs kernels on `DeviceArray`s: of the capability of the block around the call."""
+    found = stand_in()
+    return _launcher(HOPPER if found is None else found.capability)
 
 
 @contextmanager

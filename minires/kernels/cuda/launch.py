@@ -30,6 +30,9 @@ from minires.kernels.environment import cache_folder
 
 Size = tuple[int, ...]
 
+POINTERS = 16
+"""Addresses that one launch of src/pointers.cu writes."""
+
 DEFAULT_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without asking."""
 
@@ -139,7 +142,21 @@ class CupyDevice:
         return int(array.data.ptr)
 
     def pointers(self, arrays: Sequence[Any]) -> Any:
-        return self.xp.asarray(np.array([self.address(a) for a in arrays], np.uint64))
+        table = self.xp.empty(len(arrays), np.uint64)
+        write_pointers(self, table, [self.address(a) for a in arrays])
+        return table
+
+
+def write_pointers(device: Device, table: Any, addresses: Sequence[int]) -> None:
+    """Fill a table of addresses by kernels that have them as arguments.
+
+    A copy from the host would read the host's memory again whenever a captured graph is replayed.
+    """
+    kernel = device.module("pointers.cu").kernel("write_pointers")
+    for first in range(0, len(addresses), POINTERS):
+        part = list(addresses[first : first + POINTERS])
+        given = map(np.uint64, part + [0] * (POINTERS - len(part)))
+        kernel((1,), (POINTERS,), (table, first, np.int32(len(part)), *given))
 
 
 def cubin(nvrtc: Any, name: str, options: tuple[str, ...]) -> Path:
@@ -229,6 +246,11 @@ def standing_in(device: StandIn) -> Iterator[Any]:
         yield device
     finally:
         _stand_in.pop()
+
+
+def stand_in() -> StandIn | None:
+    """Whose block the call is in."""
+    return _stand_in[-1] if _stand_in else None
 
 
 def device_of(array: Any) -> Device:

@@ -84,7 +84,8 @@ def _variants() -> list[Variant]:
         return Variant(name, tuple((key, str(value)) for key, value in definitions.items()))
 
     types = list(source.TYPES.values())
-    found = [variant("cast.cu", SOURCE_ELEMENT="float", ELEMENT=t) for t in types if t != "float"]
+    found = [variant("pointers.cu")]
+    found += [variant("cast.cu", SOURCE_ELEMENT="float", ELEMENT=t) for t in types if t != "float"]
     for name in ("elementwise.cu", "softmax.cu", "sgd.cu", "conv_direct.cu", "conv_columns.cu"):
         found += [variant(name, ELEMENT=t) for t in types]
     for name in ("norm.cu", "pool.cu", "sum_parts.cu"):

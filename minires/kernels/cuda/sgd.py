@@ -17,9 +17,11 @@ CHUNK = 1 << 14
 class FusedSGD:
     """SGD with momentum as torch.optim.SGD, on arrays updated in place.
 
-    parameters: arrays of one dtype on one device, without gaps in memory. The momentum buffers are
-    made here and live as long as this object. `settings` lies on the device: writing to it changes
-    the learning rate of a captured graph.
+    parameters: arrays of one dtype on one device, without gaps in memory.
+    buffers: the momentum buffers, laid out as the parameters; by default made here, and the first
+        step fills them.
+
+    The settings lie on the device: `set` changes the learning rate of a captured graph.
 
     Raises ValueError if there are no parameters, or they differ in dtype, or have gaps.
     """
@@ -32,6 +34,7 @@ class FusedSGD:
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        buffers: Sequence[Any] | None = None,
     ) -> None:
         if not parameters:
             raise ValueError("FusedSGD: got no parameters")
@@ -45,10 +48,16 @@ class FusedSGD:
         self.device = device_of(parameters[0])
         xp = self.device.xp
         self.parameters = list(parameters)
-        self.buffers = [xp.zeros(p.size, dtype) for p in parameters] if momentum else None
-        self.nesterov, self.steps = nesterov, 0
-        sums = accumulator(dtype)
-        self.settings = xp.asarray(np.array([lr, momentum, dampening, weight_decay], sums))
+        self.unfilled = buffers is None
+        if not momentum:
+            self.buffers = None
+        elif buffers is None:
+            self.buffers = [xp.zeros(p.size, dtype) for p in parameters]
+        else:
+            self.buffers = list(buffers)
+        self.nesterov = nesterov
+        self.written = (lr, momentum, dampening, weight_decay)
+        self.settings = xp.asarray(np.array(self.written, accumulator(dtype)))
         sizes = [p.size for p in parameters]
         chunks = [(i, k * CHUNK) for i, n in enumerate(sizes) for k in range(ceil_div(n, CHUNK))]
         self.chunks = len(chunks)
@@ -56,6 +65,16 @@ class FusedSGD:
         self.owner = xp.asarray(np.array([i for i, _ in chunks], np.int32))
         self.start = xp.asarray(np.array([k for _, k in chunks], np.int64))
         self.kernel = self.device.module("sgd.cu", ELEMENT=dtype).kernel("sgd")
+        self.tables = [self.device.pointers(self.parameters),
+                       self.device.pointers(self.buffers) if self.buffers else None]  # fmt: skip
+
+    def set(self, lr: float, momentum: float, dampening: float, weight_decay: float) -> None:
+        """Write settings that differ into the device's memory, each as an argument of a launch."""
+        wanted = (lr, momentum, dampening, weight_decay)
+        for i, (value, written) in enumerate(zip(wanted, self.written, strict=True)):
+            if value != written:
+                self.settings[i] = value
+        self.written = wanted
 
     def step(self, gradients: Sequence[Any]) -> None:
         """Update every parameter by its gradient, given in the parameters' order and strides.
@@ -72,14 +91,13 @@ class FusedSGD:
                     f"FusedSGD: gradient {i} is {g.dtype}, shape {g.shape}, strides {g.strides}; "
                     f"its parameter {p.dtype}, shape {p.shape}, strides {p.strides}"
                 )
-        tables = [self.device.pointers(a) for a in (self.parameters, gradients)]
-        tables.append(self.device.pointers(self.buffers) if self.buffers else None)
+        parameters, buffers = self.tables
         args = (
-            *tables, self.sizes, self.owner, self.start, CHUNK, self.settings,
-            np.int32(self.nesterov), np.int32(self.steps == 0),
+            parameters, self.device.pointers(gradients), buffers, self.sizes, self.owner,
+            self.start, CHUNK, self.settings, np.int32(self.nesterov), np.int32(self.unfilled),
         )  # fmt: skip
         self.kernel((self.chunks,), (THREADS,), args)
-        self.steps += 1
+        self.unfilled = False
 
 
 def order(array: Any) -> tuple[int, ...]:

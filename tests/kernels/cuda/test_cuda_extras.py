@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.kernels.cuda import elementwise, norm, sgd, softmax
+from minires.kernels.cuda import elementwise, launch, norm, sgd, softmax
 from minires.testing.kernels import laid_out
 
 
@@ -137,3 +137,34 @@ def test_casts_round_to_nearest_even(device: Any, rng: Any, narrow: str) -> None
     np.testing.assert_array_equal(y.astype(np.float32), x.astype(narrow).astype(np.float32))
     np.testing.assert_array_equal(device(elementwise.cast, y, np.dtype(np.float32)),
                                   y.astype(np.float32))  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_pointer_tables_are_written_by_launches(device: Any, count: int) -> None:
+    """More addresses than one launch has arguments, and a last launch that has some to spare."""
+    addresses = [(7 << 40) + 16 * i for i in range(count)]
+
+    def written(table: Any) -> Any:
+        launch.write_pointers(launch.device_of(table), table, addresses)
+        return table
+
+    np.testing.assert_array_equal(device(written, np.zeros(count, np.uint64)), addresses)
+
+
+def test_sgd_takes_its_settings_from_memory(device: Any, rng: Any) -> None:
+    start, gradients = rng.standard_normal(40), rng.standard_normal((2, 40))
+
+    def two_steps(p: Any, v: Any, first: Any, second: Any) -> Any:
+        optimiser = sgd.FusedSGD([p], 0.1, 0.9, buffers=[v])
+        optimiser.step([first])
+        optimiser.set(0.01, 0.5, 0.0, 1e-2)
+        optimiser.step([second])
+        return p, v
+
+    p, v = device(two_steps, start.copy(), np.zeros(40), *gradients)
+    expected, buffer = sgd_by_definition(start, np.zeros(40), gradients[0], 0.1, 0.9, 0, 0, False)
+    expected, buffer = sgd_by_definition(
+        expected, buffer, gradients[1], 0.01, 0.5, 0, 1e-2, False
+    )
+    np.testing.assert_allclose(p, expected, atol=1e-14)
+    np.testing.assert_allclose(v, buffer, atol=1e-14)
