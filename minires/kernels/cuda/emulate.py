@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -44,7 +45,8 @@ from minires.kernels.cuda.launch import (
 )
 from minires.kernels.environment import cache_folder
 
-SHIM = [Path(__file__).parent / "shim" / name for name in ("cuda_on_cpu.h", "hopper_on_cpu.h")]
+HEADERS = "banks_on_cpu.h", "cuda_on_cpu.h", "hopper_on_cpu.h"
+SHIM = [Path(__file__).parent / "shim" / name for name in HEADERS]
 GUARD = 4096
 """Bytes before and after each array."""
 
@@ -140,8 +142,10 @@ class PointerTable:
 
 
 class EmulatedKernel:
-    def __init__(self, name: str, call: Any, device: EmulatedDevice) -> None:
-        self.name, self.call, self.device = name, call, device
+    def __init__(self, name: str, library: ctypes.CDLL, device: EmulatedDevice) -> None:
+        self.name, self.library, self.device = name, library, device
+        self.call = getattr(library, f"call_{name}")
+        self.call.restype = ctypes.c_char_p
 
     def __call__(self, grid: Size, block: Size, args: Sequence[Any], shared: int = 0) -> None:
         """Run every block. Raises RuntimeError for a guard zone written to, or a deadlock."""
@@ -173,6 +177,8 @@ class EmulatedKernel:
         error = self.call(pointers, sizes, count, shape, shared, downwards)
         if error:
             raise RuntimeError(f"{self.name}: {error.decode()}")
+        for turns, counted in self.device.shared_turns.items():
+            counted[self.name] += ctypes.c_ulonglong.in_dll(self.library, f"turns_{turns}").value
         for label, buffer in buffers.values():
             if not buffer.intact():
                 raise RuntimeError(f"{self.name}: wrote outside of argument {label}")
@@ -200,9 +206,7 @@ class EmulatedModule:
         self.loaded, self.device = ctypes.CDLL(str(path)), device
 
     def kernel(self, name: str) -> Kernel:
-        call = getattr(self.loaded, f"call_{name}")
-        call.restype = ctypes.c_char_p
-        return EmulatedKernel(name, call, self.device)
+        return EmulatedKernel(name, self.loaded, self.device)
 
 
 class EmulatedDevice:
@@ -210,6 +214,8 @@ class EmulatedDevice:
 
     xp: the module of its arrays: numpy, for NumPy arrays inside a `with` block; or the stand-in
         for cupy, for `DeviceArray`s, which stay on their device wherever they are used.
+    shared_turns: by kernel, the turns of 128 bytes that shared memory "needed" for asynchronous
+        copies and matrix loads, and those "taken"; more where rows lie in the same banks.
     """
 
     multiprocessors = 4
@@ -217,6 +223,7 @@ class EmulatedDevice:
     def __init__(self, capability: tuple[int, int] = HOPPER, xp: Any = np) -> None:
         self.capability, self.xp = capability, xp
         self.launches = 0
+        self.shared_turns: dict[str, Counter[str]] = {"needed": Counter(), "taken": Counter()}
         self._load = cache(self._compile)
 
     def module(self, name: str, **definitions: Any) -> Module:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.kernels.cuda import emulate
+from minires.kernels.cuda import emulate, source
 
 
 class Emulated:
@@ -61,3 +61,20 @@ def own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A cache of compiled libraries of the test's own."""
     monkeypatch.setitem(os.environ, "MINIRES_CACHE", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def altered(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replaces a text in a source; what is compiled from then on is compiled of it."""
+
+    def alter(file: str, old: str, new: str) -> None:
+        text = (source.FOLDER / file).read_text()
+        assert old in text, f"{file} has changed: it has no {old!r}"
+        monkeypatch.setitem(source._given, file, text.replace(old, new))
+        source.text.cache_clear()
+        fresh = emulate.EmulatedDevice()
+        monkeypatch.setattr(emulate, "_device", lambda capability: fresh)
+
+    yield alter
+    monkeypatch.undo()
+    source.text.cache_clear()

@@ -18,7 +18,8 @@ import pytest
 from cuda_compare import assert_conforms
 
 from minires.kernels import ConvGeometry, available, conv_geometry
-from minires.kernels.cuda import emulate, record, source, tensor, wgmma
+from minires.kernels.cuda import record, source, tensor, wgmma
+from minires.kernels.cuda.launch import device_of
 from minires.kernels.registry import operation
 from minires.testing.kernel_inputs import Arguments
 from minires.testing.kernels import reference_kernel
@@ -103,7 +104,7 @@ def test_layouts_of_descriptors(emulator: Any, rng: Any, N: int, mn_major: bool,
     file = source.give("product.cu", PRODUCT)
 
     def run() -> Any:
-        module = emulate._device((9, 0)).module(file, ELEMENT=a.dtype, N=N, MN=int(mn_major))
+        module = device_of(d).module(file, ELEMENT=a.dtype, N=N, MN=int(mn_major))
         args = image, d, np.int32(image.nbytes), np.int32(size), *layouts
         module.kernel("product")((1,), (128,), args, image.nbytes + 8)
 
@@ -182,23 +183,6 @@ PLANTED = {
                                    "arrive_expecting(pipeline.full + stage, BN * ROW)",
                                    "arrive(pipeline.full + stage)"),
 }  # fmt: skip
-
-
-@pytest.fixture
-def altered(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Replaces a text in a source; what is compiled from then on is compiled of it."""
-
-    def alter(file: str, old: str, new: str) -> None:
-        text = (source.FOLDER / file).read_text()
-        assert old in text, f"{file} has changed: it has no {old!r}"
-        monkeypatch.setitem(source._given, file, text.replace(old, new))
-        source.text.cache_clear()
-        fresh = emulate.EmulatedDevice()
-        monkeypatch.setattr(emulate, "_device", lambda capability: fresh)
-
-    yield alter
-    monkeypatch.undo()
-    source.text.cache_clear()
 
 
 MANY_STEPS = conv_geometry((2, 40, 9, 9), (24, 40, 3, 3), 1, 1)

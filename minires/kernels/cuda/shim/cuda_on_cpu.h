@@ -76,7 +76,7 @@ struct Fiber {
     unsigned mask;      // of the exchange that it waits for
     int barrier, expected;  // number of the named barrier, and how many threads meet there
     int exchanges;      // parity chooses the slots: a lane is at most one exchange ahead
-    int first_copy, last_copy, group_end[16], groups;
+    int first_copy, last_copy, group_end[16], groups, copied;
     Copy copies[1024];  // asynchronous copies not yet made, oldest first
 };
 
@@ -183,6 +183,7 @@ inline void copy_later(void* to, const void* from, int bytes, int valid) {
     if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
         fail("an asynchronous copy is not aligned");
     f.copies[f.last_copy++] = {to, from, bytes, valid};
+    if (bytes == 16) count_copy(f.warp, f.lane, f.copied++, to);
     if (eager) f.copies[f.last_copy - 1].make();
 }
 
@@ -222,6 +223,19 @@ inline V taken(unsigned char (*slot)[SLOT_BYTES], int lane) {
     V value;
     memcpy(&value, slot[lane & 31], sizeof(V));
     return value;
+}
+
+// The rows of 16 bytes that the lanes give to a matrix load.
+inline unsigned char (*exchange_rows(const void* row))[SLOT_BYTES] {
+    if (reinterpret_cast<uintptr_t>(row) % 16) fail("a matrix row is not aligned");
+    auto slot = exchange(0xffffffffu, row);
+    if (current->lane == 0)
+        for (int i = 0; i < 32; i += 8) {
+            const void* rows[8];
+            for (int j = 0; j < 8; ++j) rows[j] = taken<const void*>(slot, i + j);
+            count_turns(rows);
+        }
+    return slot;
 }
 
 // Lets the lanes whose exchange is complete go on; false if none could.
@@ -307,6 +321,7 @@ inline const char* launch(void (*f)(void*), void* arguments, const unsigned* siz
     int threads = int(block_size.x * block_size.y * block_size.z);
     unsigned char* end = dynamic_memory + GUARD + shared_bytes;
     error[0] = 0;
+    turns_needed = turns_taken = 0;
     eager = downwards;
     current = fibers;
     size_t blocks = size_t(grid_size.x) * grid_size.y * grid_size.z;
@@ -318,6 +333,7 @@ inline const char* launch(void (*f)(void*), void* arguments, const unsigned* siz
             memset(__start_block_shared, 0xff, __stop_block_shared - __start_block_shared);
         memset(dynamic_memory, 0xff, 2 * GUARD + shared_bytes);
         begin_asynchronous(shared_bytes);
+        begin_turns();
         for (int i = 0; i < threads; ++i) {
             Fiber& fiber = fibers[i];
             fiber.thread = {i % block_size.x, i / block_size.x % block_size.y,
@@ -326,6 +342,7 @@ inline const char* launch(void (*f)(void*), void* arguments, const unsigned* siz
             fiber.warp = i / 32;
             fiber.state = READY;
             fiber.exchanges = fiber.first_copy = fiber.last_copy = fiber.groups = 0;
+            fiber.copied = 0;
             prepare(fiber, stacks + STACK * i);
         }
         run_block(threads, downwards);

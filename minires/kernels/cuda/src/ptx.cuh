@@ -61,8 +61,7 @@ __device__ __forceinline__ unsigned to_tf32(float x) {
 // bytes at row lane / 4, place lane % 4.
 __device__ __forceinline__ void load_matrices(unsigned (&into)[4], const void* row) {
 #ifdef MINIRES_ON_CPU
-    if (reinterpret_cast<uintptr_t>(row) % 16) shim::fail("a matrix row is not aligned");
-    auto slot = shim::exchange(0xffffffffu, row);
+    auto slot = shim::exchange_rows(row);
     int lane = shim::current->lane;
     for (int i = 0; i < 4; ++i) {
         auto from = shim::taken<const unsigned*>(slot, i * 8 + lane / 4);
@@ -78,8 +77,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&into)[4], const void* r
 // The same, with each 8x8 matrix of 16-bit numbers transposed.
 __device__ __forceinline__ void load_matrices_transposed(unsigned (&into)[4], const void* row) {
 #ifdef MINIRES_ON_CPU
-    if (reinterpret_cast<uintptr_t>(row) % 16) shim::fail("a matrix row is not aligned");
-    auto slot = shim::exchange(0xffffffffu, row);
+    auto slot = shim::exchange_rows(row);
     int lane = shim::current->lane;
     for (int i = 0; i < 4; ++i) {
         unsigned both = 0;
