@@ -14,27 +14,32 @@ without what it called, so that the rows, the engine's Python and the rest sum t
 
 Outside the block nothing is watched and nothing is paid. Inside, the watching itself takes some
 2 us per call, which count as the engine's.
+
+On a CUDA device the clock is the device's: events among the launches say when it came to them. The
+engine's share is then what the device waits for Python, not what Python takes beside it. Steps that
+would be CUDA graphs run one launch at a time while they are watched.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from minires.autograd import Function, Parameter, Tensor
 from minires.autograd.backward import _Pending
 from minires.bench.costs import Cost, bound, cost
 from minires.bench.limits import Limits, limits
+from minires.bench.places import place_of
 from minires.bench.profile_table import Row, table_text
 from minires.bench.trace import write_trace
 from minires.files import StrPath
 from minires.kernels import Kernel, Operation, layout, registry
+from minires.kernels.arrays import xp_of
 from minires.nn import Module
 from minires.optim import Optimizer
 
@@ -56,8 +61,9 @@ class Span:
     kind: "module", "function" (a differentiable operation around a kernel), "operation" (one that
         computes by itself, with NumPy), "kernel", "layout", "backward" (a step of it), "update".
     layer: full name of the module it belongs to; "" outside of one.
-    phase: "forward", "backward" or "update". start, end: nanoseconds of `time.perf_counter_ns`.
-    inner: nanoseconds of the calls inside. algorithm: the kernel's name, of a kernel.
+    phase: "forward", "backward" or "update". start, end: nanoseconds of the clock, and until the
+    block ends what the clock makes of them. inner: nanoseconds of the calls inside.
+    algorithm: the kernel's name, of a kernel.
     forward: the span of the operation that a step of backward differentiates.
     """
 
@@ -65,19 +71,48 @@ class Span:
     name: str
     layer: str
     phase: str
-    start: int
-    end: int = 0
+    start: Any
+    end: Any = 0
     inner: int = 0
     algorithm: str = ""
     cost: Cost | None = None
     dtype: str = ""
     shapes: str = ""
     forward: Span | None = None
+    parent: Span | None = None
 
     @property
     def own(self) -> float:
         """Seconds without the calls inside."""
-        return (self.end - self.start - self.inner) * 1e-9
+        return float(self.end - self.start - self.inner) * 1e-9
+
+
+class HostClock:
+    """The processor's time."""
+
+    now = staticmethod(time.perf_counter_ns)
+
+    def nanoseconds(self, ticks: Sequence[Any]) -> list[int]:
+        """What `now` returned, as times since some beginning."""
+        return list(ticks)
+
+
+class DeviceClock:
+    """A CUDA device's time, by events on the stream that is current when they are made."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.cuda = cupy.cuda
+        self.first = self.now()
+
+    def now(self) -> Any:
+        event = self.cuda.Event()
+        event.record()
+        return event
+
+    def nanoseconds(self, ticks: Sequence[Any]) -> list[int]:
+        """Waits for the device; events are exact to half a microsecond."""
+        self.cuda.Device().synchronize()
+        return [round(self.cuda.get_elapsed_time(self.first, event) * 1e6) for event in ticks]
 
 
 @dataclass
@@ -98,6 +133,7 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
     """Watch what runs in a `with` block, on this thread.
 
     steps: how many steps run inside; times are given per step.
+    device: "cpu" or "cuda", whose clock is looked at; by default "cuda" once CuPy is in use.
 
     spans: every call that was watched, in the order of their beginnings. wall: seconds in the
     block. Raises RuntimeError if another profile is running.
@@ -105,19 +141,23 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
 
     _running = threading.Lock()
 
-    def __init__(self, steps: int = 1) -> None:
+    def __init__(self, steps: int = 1, device: str | None = None) -> None:
         if steps < 1:
             raise ValueError(f"profile: steps must be at least 1, got {steps}")
         self.steps = steps
+        self.device = device or ("cuda" if sys.modules.get("cupy") else "cpu")
+        place_of(self.device)  # tells what is missing
+        self.clock: HostClock | DeviceClock = HostClock()
         self.spans: list[Span] = []
-        self.begun = self.ended = 0
+        self.begun: Any = 0
+        self.ended: Any = 0
         self._watch = _Watch(0)
         self._undo: list[Callable[[], None]] = []
 
     @property
     def wall(self) -> float:
         """Seconds that the block took."""
-        return (self.ended - self.begun) * 1e-9
+        return float(self.ended - self.begun) * 1e-9
 
     # -- watching ----------------------------------------------------------------------------
 
@@ -136,15 +176,31 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
             self._replace(owner, name, self._only_here(wrap, getattr(owner, name)))
         self._replace(registry, "observer", self._kernel)
         self._replace(layout, "observer", self._convert)
-        self.begun = time.perf_counter_ns()
+        self.clock = DeviceClock(sys.modules["cupy"]) if self.device == "cuda" else HostClock()
+        self.begun = self.clock.now()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.ended = time.perf_counter_ns()
+        self.ended = self.clock.now()
         while self._undo:
             self._undo.pop()()
         self._watch = _Watch(0)  # lets go of the modules and the graph
-        profile._running.release()
+        try:
+            self._read_clock()
+        finally:
+            profile._running.release()
+
+    def _read_clock(self) -> None:
+        """Turn what the clock made of the times into nanoseconds."""
+        ticks = [self.begun, self.ended]
+        for span in self.spans:
+            ticks += span.start, span.end
+        times = iter(self.clock.nanoseconds(ticks))
+        self.begun, self.ended = next(times), next(times)
+        for span in self.spans:
+            span.start, span.end = next(times), next(times)
+            if span.parent is not None:
+                span.parent.inner += span.end - span.start
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
         before = getattr(owner, name)
@@ -164,17 +220,15 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
     def _open(self, kind: str, name: str, layer: str, phase: str = "") -> Span:
         stack = self._watch.stack
         phase = phase or (stack[-1].phase if stack else "forward")
-        span = Span(kind, name, layer, phase, time.perf_counter_ns())
+        span = Span(kind, name, layer, phase, self.clock.now())
+        span.parent = stack[-1] if stack else None
         stack.append(span)
         self.spans.append(span)
         return span
 
     def _close(self, span: Span) -> None:
-        stack = self._watch.stack
-        stack.pop()
-        span.end = time.perf_counter_ns()
-        if stack:
-            stack[-1].inner += span.end - span.start
+        self._watch.stack.pop()
+        span.end = self.clock.now()
 
     def _here(self) -> str:
         stack = self._watch.stack
@@ -268,10 +322,10 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
     def _convert(self, pixels: Any) -> Any:
         """An image batch being copied into channels-last memory."""
         if threading.get_ident() != self._watch.thread:
-            return np.ascontiguousarray(pixels)
+            return xp_of(pixels).ascontiguousarray(pixels)
         span = self._open("layout", "to channels-last", self._here())
         try:
-            return np.ascontiguousarray(pixels)
+            return xp_of(pixels).ascontiguousarray(pixels)
         finally:
             self._close(span)
             span.algorithm, span.dtype = "copy", str(pixels.dtype)
@@ -287,7 +341,7 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
         """
         if by not in KEYS:
             raise ValueError(f"profile: by is one of {', '.join(KEYS)}, got {by!r}")
-        limit = limit or limits()
+        limit = limit or limits(device=self.device)
         rows: dict[tuple[str, ...], Row] = {}
         for span in self.spans:
             if span.kind in LEAVES:
@@ -311,7 +365,7 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
     ) -> str:
         """`rows(by)` as text, with the engine's time, the rest and the sum; the first `rows`."""
         found = self.rows(by, limit)
-        return table_text(self, by, found, limit or limits(), rows)
+        return table_text(self, by, found, limit or limits(device=self.device), rows)
 
     def __str__(self) -> str:
         return self.table()
@@ -335,6 +389,7 @@ def _known_cost(operation: str, args: tuple[Any, ...]) -> Cost | None:
 
 def _least(span: Span, limit: Limits) -> float | None:
     """Seconds that the span's work must take; None where that is not known."""
-    if span.cost is None or span.dtype not in limit.gflops:
+    precision = "tf32" if "tf32" in span.algorithm else span.dtype
+    if span.cost is None or precision not in limit.gflops:
         return None
-    return bound(span.cost, limit, span.dtype)
+    return bound(span.cost, limit, precision)

@@ -117,10 +117,9 @@ def table_text(
     add(["wall time"], profile.wall)
     steps = f", per step of {profile.steps}" if profile.steps > 1 else ""
     rates = ", ".join(f"{rate:.0f} GFLOP/s {name}" for name, rate in limit.gflops.items())
-    heading = (
-        f"time by {by}{steps}; limits on {limit.threads} "
-        f"{'thread' if limit.threads == 1 else 'threads'}: {rates}, copy {limit.copy_gbs:.1f} GB/s"
-    )
+    threads = f"on {limit.threads} {'thread' if limit.threads == 1 else 'threads'}"
+    where = threads if limit.device == "cpu" else f"of {limit.name}"
+    heading = f"time by {by}{steps}; limits {where}: {rates}, copy {limit.copy_gbs:.1f} GB/s"
     return "\n".join([heading, "", *_aligned(lines, len(names), {0, body - 1, len(lines) - 2})])
 
 

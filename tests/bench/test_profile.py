@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ import minires as mr
 from minires import functional as F
 from minires import nn
 from minires.autograd import Function
+from minires.bench.costs import Cost
 from minires.bench.limits import Limits
+from minires.bench.profile import Span, _least
 from minires.kernels import conv_geometry, layout, operations, register, registry
 from minires.kernels.registry import _operations, define
 from minires.models.blocks import BasicBlock
@@ -285,3 +288,87 @@ def test_a_kernel_called_alone() -> None:
         operations.relu(x)
     (span,) = profile.spans
     assert (span.kind, span.name, span.layer, span.shapes) == ("kernel", "relu", "", "1x2x4x4")
+
+
+# -- on a device, with a CuPy of the test's own ----------------------------------------------------
+
+
+class Timeline:
+    """A device that takes 2 ms for every kernel, and events that say where it is."""
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+        self.waited = 0
+
+    @property
+    def cupy(self) -> Any:
+        timeline = self
+
+        class Event:
+            def record(self) -> None:
+                self.at = timeline.ms
+
+        class Device:
+            def synchronize(self) -> None:
+                timeline.waited += 1
+
+        class cuda:  # noqa: N801
+            class runtime:  # noqa: N801
+                CUDARuntimeError = RuntimeError
+                getDeviceCount = staticmethod(lambda: 1)  # noqa: N815
+
+        module: Any = type("cupy", (), {"cuda": cuda})
+        cuda.Event, cuda.Device = Event, Device  # type: ignore[attr-defined]
+        cuda.get_elapsed_time = staticmethod(lambda a, b: b.at - a.at)  # type: ignore[attr-defined]
+        return module
+
+
+def test_a_device_is_watched_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = Timeline()
+    monkeypatch.setitem(sys.modules, "cupy", timeline.cupy)
+    op = define("toy_op", "toy_op(x) -> x")
+
+    @register("toy_op", name="slow")
+    def slow(x: Any) -> Any:
+        timeline.ms += 2.0
+        return x
+
+    class Layer(nn.Module):
+        def forward(self, x: Any) -> Any:
+            timeline.ms += 1.0  # the device waits for Python
+            return mr.Tensor(op(x.numpy()))
+
+    layer, x = Layer(), mr.Tensor(np.zeros(3, np.float32))
+    try:
+        with mr.profile() as profile:
+            layer(x)
+            layer(x)
+            timeline.ms += 4.0
+            assert timeline.waited == 0  # it is waited for at the end alone
+    finally:
+        del _operations["toy_op"]
+    assert timeline.waited == 1
+    assert profile.device == "cuda"
+    assert profile.wall == pytest.approx(10e-3)
+    (row,) = profile.rows("operation", LIMITS)
+    assert (row.operation, row.calls) == ("toy_op", 2)
+    assert row.seconds == pytest.approx(4e-3)
+    assert profile.engine == pytest.approx(2e-3)
+    assert profile.other == pytest.approx(4e-3)
+
+
+def test_the_processor_may_be_watched_beside_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", Timeline().cupy)
+    with mr.profile(device="cpu") as profile:
+        mr.functional.relu(mr.Tensor(np.zeros((1, 2, 3, 3), np.float32)))
+    assert profile.wall > 0
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        mr.profile(device="gpu")
+
+
+def test_a_kernel_that_rounds_to_tf32_is_held_to_that_rate() -> None:
+    limit = Limits({"float32": 1.0, "tf32": 4.0}, 1e9, 1, "made", device="cuda")
+    span = Span("kernel", "conv2d", "", "forward", 0, cost=Cost(8 * 10**9, 1), dtype="float32")
+    assert _least(span, limit) == pytest.approx(8.0)
+    span.algorithm = "tf32_mma"
+    assert _least(span, limit) == pytest.approx(2.0)

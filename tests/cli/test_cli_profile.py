@@ -19,7 +19,7 @@ TRAIN = ["train", "--limit", "288", "--epochs", "1", "--batch-size", "32", "--th
 @pytest.fixture(autouse=True)
 def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Limits({"float32": 100.0, "float64": 50.0}, 10.0, 1, "made")
-    monkeypatch.setattr(minires.bench.profile, "limits", lambda: made)
+    monkeypatch.setattr(minires.bench.profile, "limits", lambda device="cpu": made)
 
 
 def metrics(folder: Path) -> list[tuple[float, float]]:
