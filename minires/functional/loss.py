@@ -194,11 +194,11 @@ def _labels(
     kept = labels != ignore_index
     _check_labels(operation, labels, K, kept)
     there = to_device(labels, x.device)
-    if class_weight is not None:
-        known = to_device(kept, x.device)
-        total = (class_weight[np.where(known, there, 0)] * known).sum()
-    else:
+    if class_weight is None:
         total = kept.sum()
+    else:
+        q, counted = _one_hot_targets(there, x, ignore_index)
+        total = (q * class_weight * counted).sum()
     return there, float(total) if on_host(total) else total.astype(x.dtype)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from minires.autograd import Function
 from minires.autograd.buffer import checksum
+from minires.kernels.arrays import to_host
 from minires.kernels.geometry import shape_text
 from minires.testing.numeric import Problem
 from minires.testing.observe import Array, Call, input_names, watch_backward, watch_calls
@@ -75,11 +76,12 @@ class Audit:
 
     def before(self, function: Function, gradients: list[Array]) -> None:
         saved = function.saved_arrays().values()
-        self._before.append([checksum(a) for a in (*gradients, *saved)])
+        self._before.append([checksum(to_host(a)) for a in (*gradients, *saved)])
 
     def after(self, function: Function, gradients: list[Array], results: tuple[Any, ...]) -> None:
         where = f"{function.name}.backward"
-        now = [checksum(a) for a in (*gradients, *function.saved_arrays().values())]
+        saved = function.saved_arrays().values()
+        now = [checksum(to_host(a)) for a in (*gradients, *saved)]
         for i, (was, is_) in enumerate(zip(self._before.pop(), now, strict=False)):
             if was != is_:
                 what = "the gradient it was given" if i < len(gradients) else "a saved array"
@@ -93,7 +95,7 @@ class Audit:
         for name, expected, result in zip(names, function.inputs, results, strict=False):
             if result is None or expected is None:
                 continue
-            (shape, dtype), array = expected, result._data
+            (shape, dtype), array = expected, to_host(result._data)
             self.flows.append((f"{name} of {function.name}", array))
             if array.shape != shape:
                 self.note(*wrong_shape(name, array.shape, shape), where)

@@ -151,8 +151,9 @@ def _gradient_of(problem: TensorProblem, count: int) -> Callable[..., tuple[Tens
                 raise ValueError(
                     "gradgradcheck: no output depends on the inputs; run gradcheck first"
                 )
+            seeds = [u.to(y.device) for u, y in zip(upstream, outputs, strict=True)]
             found = autograd.grad(
-                outputs, problem.leaves(inputs), list(upstream),
+                outputs, problem.leaves(inputs), seeds,
                 create_graph=create_graph, allow_unused=True,
             )  # fmt: skip
         return tuple(g for g in found if g is not None)

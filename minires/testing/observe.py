@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from minires.autograd import Function, Tensor
+from minires.kernels.arrays import device_of, to_device, to_host
 from minires.kernels.geometry import shape_text
 from minires.nn import Module
 
@@ -95,8 +96,8 @@ def watch_calls(callback: Callable[[Call], None], modules: Iterable[Module] = ()
                     number,
                     self,
                     fresh,
-                    tuple(t._data for t in tensors),
-                    tuple(t._data for t in results),
+                    tuple(to_host(t._data) for t in tensors),
+                    tuple(to_host(t._data) for t in results),
                     places[-1],
                     tuple(t.requires_grad for t in tensors),
                 )
@@ -142,10 +143,9 @@ def watch_backward(
         def differentiate(self: Function, gradients: list[Tensor], needs: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(self, gradients, needs)
-            arrays = [g._data for g in gradients]
-            before(self, arrays)
+            before(self, [to_host(g._data) for g in gradients])
             results = original(self, gradients, needs)
-            after(self, arrays, results)
+            after(self, [to_host(g._data) for g in gradients], results)
             return results
 
         return differentiate
@@ -167,7 +167,7 @@ def altered_results(alter: Callable[[Array], Array]) -> Iterator[None]:
         computed = getattr(array, "dtype", np.dtype(int)).kind == "f" and not any(
             np.may_share_memory(array, x) for x in inputs
         )
-        return alter(array) if computed else array
+        return to_device(alter(to_host(array)), device_of(array)) if computed else array
 
     def operation(original: Any) -> Any:
         def call(self: Any, *tensors: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 `TensorProblem` is a function of Tensors or a Module; `ArrayProblem` (array_problem.py) a NumPy
 function with its hand-written gradient. Both work on float64 copies, so whatever the caller passed
-stays as it was.
+stays as it was. Values are kept on the host, and go to the tensors' device for each evaluation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minires.autograd import Tensor, enable_grad, grad, no_grad
+from minires.kernels.arrays import to_device, to_host
 from minires.nn import Module
 from minires.testing.numeric import Variable
 from minires.testing.observe import Array, input_names
@@ -88,7 +89,7 @@ class TensorProblem:
             )
 
     def _lifted(self, tensor: Tensor) -> Array:
-        array: Array = lifted(tensor._data, self.through)
+        array: Array = lifted(to_host(tensor._data), self.through)
         return array
 
     def rename(self, names: Sequence[str]) -> None:
@@ -126,15 +127,17 @@ class TensorProblem:
         arrays = iter([v.astype(self.dtype, order="K", copy=False) for v in values])
         for i, part in enumerate(self.parts):
             if i in self.positions:
-                given.append(Tensor._wrap(next(arrays)).requires_grad_())
+                there = to_device(next(arrays), part.device)
+                given.append(Tensor._wrap(there).requires_grad_())
             elif isinstance(part, Tensor):
                 array = self._lifted(part)
                 kept = array.dtype if array.dtype.kind != "f" else self.dtype
-                given.append(Tensor._wrap(array.astype(kept, copy=False)))
+                there = to_device(array.astype(kept, copy=False), part.device)
+                given.append(Tensor._wrap(there))
             else:
                 given.append(part)
         for parameter in self.parameters.values():
-            put(parameter, next(arrays))
+            put(parameter, to_device(next(arrays), parameter.device))
         parts = iter(given)
         outputs = floating(self.fn(*[rebuilt(a, parts) for a in self.arguments]))
         if self.kept is not None:
@@ -143,7 +146,7 @@ class TensorProblem:
 
     def evaluate(self, values: Sequence[Array]) -> list[Array]:
         with no_grad():
-            return [y._data for y in self.call(values)[0]]
+            return [to_host(y._data) for y in self.call(values)[0]]
 
     def gradients(self, values: Sequence[Array], upstream: Sequence[Array]) -> list[Array | None]:
         with enable_grad():
@@ -152,9 +155,11 @@ class TensorProblem:
             pairs = [(y, u) for y, u in zip(outputs, upstream, strict=True) if y.requires_grad]
             if not pairs:
                 return [None] * len(wanted)
-            seeds = [Tensor._wrap(u.astype(y.dtype, copy=False)) for y, u in pairs]
+            seeds = [
+                Tensor._wrap(to_device(u.astype(y.dtype, copy=False), y.device)) for y, u in pairs
+            ]
             found = grad([y for y, _ in pairs], wanted, seeds, allow_unused=True)
-        return [None if g is None else g._data for g in found]
+        return [None if g is None else to_host(g._data) for g in found]
 
     def leaves(self, arguments: Sequence[Any]) -> list[Tensor]:
         """The tensors behind the variables, in the arguments of a call and in the parameters."""
@@ -177,7 +182,7 @@ class TensorProblem:
         changed = [
             v.name
             for v, leaf in zip(self.variables, self._behind(given), strict=True)
-            if not same_bits(leaf._data, v.value)
+            if not same_bits(to_host(leaf._data), v.value)
         ]
         for i, now in enumerate(given):
             if isinstance(now, np.ndarray):
@@ -188,7 +193,7 @@ class TensorProblem:
                 intact = (
                     not isinstance(now, Tensor)
                     or now.requires_grad
-                    or same_bits(now._data, self._lifted(self.parts[i]))
+                    or same_bits(to_host(now._data), self._lifted(self.parts[i]))
                 )
             if not intact:
                 changed.append(self.part_names[i])
@@ -196,7 +201,7 @@ class TensorProblem:
             self.kept = [i for i, y in enumerate(outputs) if y.requires_grad]
             self.left_out = len(outputs) - len(self.kept)
             outputs = [outputs[i] for i in self.kept]
-        return [y._data for y in outputs], changed
+        return [to_host(y._data) for y in outputs], changed
 
 
 def floating(result: Any) -> list[Tensor]:

@@ -23,9 +23,9 @@ def lifted(array: Any, through: Any = None) -> Any:
     through: a dtype to round floating-point numbers to on the way, so that they are exact in it.
     """
     if array.dtype.kind != "f":
-        return np.array(array, order="K")
+        return array.copy(order="K")
     rounded = array if through is None else array.astype(through)
-    return np.array(rounded, dtype=np.float64, order="K")
+    return rounded.astype(np.float64, order="K")
 
 
 class _Randomness:
