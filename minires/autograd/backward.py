@@ -125,6 +125,9 @@ class _Walk:
         edges, needs = node.edges, node.needs
         if self.useful is not None:
             needs = tuple([_leads_to(self.wanted, edge, self.useful) for edge in edges])
+        joined = self.pending_join(edges[0]) if node.adds and needs[0] else None
+        if joined is not None:
+            node.waiting = joined.value._data
         if type(gradients[0]._data) is np.ndarray:
             results = node.differentiate(gradients, needs)
         else:
@@ -151,12 +154,25 @@ class _Walk:
                         "requires_grad is for floating-point tensors"
                     )
                 result = result.astype(dtype)
+            if position == 0 and joined is not None:
+                if node.waiting is None:  # the sum, not another summand
+                    joined.value = result
+                    continue
+                node.waiting = None
             # The gradient of what was consumed only once is never added to: no need to know.
             once = type(edge) is tuple and edge[0].consumers == 1
             owned = not once and _is_fresh(result._data, gradients, results, node)
             self.receive(edge, result, owned)
         if not self.retain_graph:
             node.release()
+
+    def pending_join(self, edge: Any) -> _Pending | None:
+        """What has been collected for an edge, if it is large and nobody else's."""
+        node, index = edge if type(edge) is tuple else (edge, 0)
+        pending = self.pending.get(id(node), {}).get(index)
+        if pending is None or not pending.owned or self.create_graph:
+            return None
+        return pending if pending.value._data.size >= LARGE else None
 
     def show(self, node: Function, index: int, pending: _Pending) -> None:
         """The whole gradient of an output to those who asked for it."""

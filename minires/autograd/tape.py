@@ -122,6 +122,13 @@ class Function:
     of_engine: ClassVar[bool] = True
     """Whether backward is known to return new arrays, or views of what it was given or saved."""
 
+    adds: ClassVar[bool] = False
+    """Whether backward may add to the gradient of input 0 that is `waiting` for it at a join.
+
+    If it does, it returns the sum as that input's gradient, and sets `waiting` to None.
+    """
+    waiting: Any = None  # an array that nobody else needs; its memory may become the sum's
+
     _registry: ClassVar[dict[str, type[Function]]] = {}
 
     edges: Sequence[Any] | None = None

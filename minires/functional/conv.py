@@ -21,6 +21,8 @@ NAMED_PADDING = ("valid", "same")
 
 
 class Conv2d(Function):
+    adds = True
+
     def __init__(self, g: ConvGeometry) -> None:
         self.g = g
 
@@ -31,9 +33,19 @@ class Conv2d(Function):
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         # Each asked for where it is used: x may have to be made again, and is then in the cache.
         g = self.g
-        gx = Conv2dGradInput(g)(gy, self.recall("weight")) if self.needs[0] else None
+        gx = self._grad_input(gy) if self.needs[0] else None
         gweight = Conv2dGradWeight(g)(self.recall("x"), gy) if self.needs[1] else None
         return gx, gweight
+
+    def _grad_input(self, gy: Tensor) -> Tensor:
+        weight = self.recall("weight")
+        if self.waiting is not None:
+            total = ops.conv2d_grad_input.add_into(self.waiting, gy._data, weight._data, self.g)
+            if total is not None:
+                self.waiting = None
+                return Tensor._wrap(total)
+        gx: Tensor = Conv2dGradInput(self.g)(gy, weight)
+        return gx
 
 
 class Conv2dGradInput(Function):

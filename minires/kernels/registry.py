@@ -16,7 +16,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Kernel:
     exact: whether its result is the plain sum of products but for rounding; Winograd's and
         Fourier's are not, and are never chosen under use(algorithm="exact").
     workspace: bytes of a call besides arguments and results; None if nobody said.
+    into: the same with an array in front that the result is added to; None if it cannot.
     """
 
     operation: str
@@ -56,6 +58,7 @@ class Kernel:
     dtypes: tuple[str, ...] = ()
     exact: bool = True
     workspace: Workspace | None = None
+    into: Callable[..., Any] | None = None
 
     def supports(self, geometry: Any, dtype: str) -> bool:
         """Whether it can compute this."""
@@ -112,6 +115,24 @@ class Operation:
         self._chosen: dict[tuple[type, Any, Any], Kernel] = {}
 
     def __call__(self, *args: Any) -> Any:
+        kernel = self._kernel_for(args)
+        if observer is not None:
+            return observer(self, kernel, args)
+        return kernel.function(*args)
+
+    def add_into(self, total: Any, *args: Any) -> Any:
+        """total + self(*args), the same bits, where one pass can do both; else None.
+
+        `total` is given up: its memory becomes the result's.
+        """
+        kernel = self._kernel_for(args)
+        if kernel.into is None:
+            return None
+        if observer is not None:
+            return observer(self, replace(kernel, function=partial(kernel.into, total)), args)
+        return kernel.into(total, *args)
+
+    def _kernel_for(self, args: tuple[Any, ...]) -> Kernel:
         first, last = args[0], args[-1]
         try:  # a key of what takes no time to find out: a dtype's name alone takes 2 us
             key = (type(first), last if type(last) in GEOMETRIES else first.shape, first.dtype)
@@ -122,9 +143,7 @@ class Operation:
         if kernel is None:
             kernel = self.select(backend_of(first), key[1], first.dtype.name)
             self._chosen[key] = kernel
-        if observer is not None:
-            return observer(self, kernel, args)
-        return kernel.function(*args)
+        return kernel
 
     def select(self, backend: str, geometry: Any, dtype: str = "float32") -> Kernel:
         """The kernel that a call on this backend with this geometry and dtype would use.
@@ -229,6 +248,7 @@ def register(
     dtypes: tuple[str, ...] = (),
     exact: bool = True,
     workspace: Workspace | None = None,
+    into: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function of arrays a kernel of an operation; a name used again is replaced.
 
@@ -243,6 +263,7 @@ def register(
     dtypes: such as ("float32",); by default all.
     exact: False for an algorithm that is not the plain sum of products (Winograd, Fourier).
     workspace: (geometry, dtype) -> bytes that a call takes besides its arguments and results.
+    into: a function of (total, *arguments) that adds the result to `total`, in its memory.
 
     Raises ValueError for an unknown operation, backend or dtype and a name that is none, and
     TypeError if what is registered cannot be called.
@@ -263,7 +284,7 @@ def register(
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
             raise TypeError(f"register: a kernel is a function, got {type(function).__name__}")
-        options = only, worth, tuple(dtypes), exact, workspace
+        options = only, worth, tuple(dtypes), exact, workspace, into
         target.add(Kernel(operation_name, backend, name, function, *options))
         return function
 

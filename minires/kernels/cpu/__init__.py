@@ -92,9 +92,13 @@ def _add(
     only: Condition | None,
     worth: Condition,
     summary: str,
+    adds: bool = False,
 ) -> None:
     exact = name != "winograd"
-    add = register(operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact)
+    into = _late(module, f"add_{operation}", summary) if adds else None
+    add = register(
+        operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact, into=into
+    )
     add(_late(module, operation, summary))
 
 
@@ -105,7 +109,8 @@ _add(_pass, "outer", "outer", _columns, _large, "Outer products, in ranges that 
 _add("conv2d", "direct", "direct", _direct, _short_rows, "Window rows read where they lie.")
 _add(_pass, "direct", "direct", _direct, _very_short_rows, "Window rows read where they lie.")
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
-    _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).")
+    _adds = _pass == "conv2d_grad_input"
+    _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds)
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):
         _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.")

@@ -43,7 +43,7 @@ SMALL = 64 * 64  # channel pairs up to which waking a second thread takes longer
 
 
 @njit(cache=True, parallel=True)
-def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):
+def _convolve(x, u, y, add, shape, out, tiles, pad, batch, workers, work, L, wide):
     """Each worker takes `batch` tiles at a time through all three steps."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -67,7 +67,7 @@ def _convolve(x, u, y, shape, out, tiles, pad, batch, workers, work, L, wide):
                 multiply(
                     v, e * v_step, C, u, e * C * O, m, e * m_step, O, count, L, wide, False
                 )  # fmt: skip
-            store_tiles(m, m_step, out, tiles, first, count, 0, O, y, patch, L, k)
+            store_tiles(m, m_step, out, tiles, first, count, 0, O, y, add, patch, L, k)
 
 
 @njit(cache=True, parallel=True)
@@ -124,14 +124,17 @@ def _transformed(weight: Any, swap: bool, panel: int, workers: int, L: int) -> A
     return u
 
 
-def _run(x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool) -> Any:
-    """x (N, H, W, C) with `weight`, or with its adjoint if `swap`."""
+def _run(
+    x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool, total: Any = None
+) -> Any:
+    """x (N, H, W, C) with `weight`, or with its adjoint if `swap`; added to `total` if given."""
     N, H, W, C = x.shape
     O = weight.shape[1] if swap else weight.shape[0]
     L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
-    y, tiles = memory.empty((N, *out, O), dtype), _tiles(out)
+    add, tiles = total is not None, _tiles(out)
+    y = total if add else memory.empty((N, *out, O), dtype)
     if C * O >= LARGE:
-        winograd_blocked.convolve(x, weight, swap, y, tiles, pad, workers)
+        winograd_blocked.convolve(x, weight, swap, y, add, tiles, pad, workers)
         return to_nchw(y)
     wide = O % (2 * L) == 0
     u = _transformed(weight, swap, 2 * L if wide else L, workers, L)
@@ -139,8 +142,8 @@ def _run(x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: 
     work = memory.empty((workers, _room(batch, C, O, L)), dtype)
     work.fill(0)  # rows beyond the last tile are multiplied, too
     _convolve(
-        x.reshape(-1), u, y.reshape(-1), (H, W, C), (*out, O), tiles, pad, batch, workers, work, L,
-        wide,
+        x.reshape(-1), u, y.reshape(-1), add, (H, W, C), (*out, O), tiles, pad, batch, workers,
+        work, L, wide,
     )  # fmt: skip
     return to_nchw(y)
 
@@ -159,6 +162,12 @@ def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """Winograd F(4x4, 3x3) of the upstream gradient with the rotated kernel."""
     pad = (2 - g.padding[0], 2 - g.padding[1])
     return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True)
+
+
+def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
+    """The same, added to `total`, whose memory it takes."""
+    pad = (2 - g.padding[0], 2 - g.padding[1])
+    return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=to_nhwc(total))
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:

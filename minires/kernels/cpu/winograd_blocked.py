@@ -35,8 +35,8 @@ BLOCK = 64  # channels
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, weight, columns, swap, y, shape, out, tiles, pad, block, panel, chunks, workers, v, work, L,
-    wide,
+    x, weight, columns, swap, y, add, shape, out, tiles, pad, block, panel, chunks, workers, v,
+    work, L, wide,
 ):  # fmt: skip
     """`chunks`: parts of the tiles, where there are more workers than panels of outputs."""
     C, O = shape[2], out[2]
@@ -72,7 +72,7 @@ def _convolve(
                         v, at, channels, u, e * u_step, m, e * m_step, panel, last - first, L,
                         wide, c > 0,
                     )  # fmt: skip
-            store_tiles(m, m_step, out, tiles, first, last - first, o, panel, y, rest, L, k)
+            store_tiles(m, m_step, out, tiles, first, last - first, o, panel, y, add, rest, L, k)
 
 
 @njit(cache=True, parallel=True)
@@ -123,9 +123,13 @@ def _blocks(total: int, channels: int, block: int, dtype: Any) -> Any:
 
 
 def convolve(
-    x: Any, weight: Any, swap: bool, y: Any, tiles: tuple[int, int], pad: Any, workers: int
-) -> None:
-    """y (N, OH, OW, O) from x (N, H, W, C), with `weight` or with its adjoint if `swap`."""
+    x: Any, weight: Any, swap: bool, y: Any, add: bool, tiles: tuple[int, int], pad: Any,
+    workers: int,
+) -> None:  # fmt: skip
+    """y (N, OH, OW, O) from x (N, H, W, C), with `weight` or with its adjoint if `swap`.
+
+    add: to what y holds, instead of in its place.
+    """
     dtype, L, O = x.dtype, lanes(x.dtype), y.shape[3]
     wide = O % (2 * L) == 0
     panel, total = (2 * L if wide else L), len(x) * tiles[0] * tiles[1]
@@ -136,7 +140,7 @@ def convolve(
     v = _blocks(total, x.shape[3], BLOCK, dtype)
     _convolve(
         x.reshape(-1), np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
-        y.reshape(-1), x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks, workers, v,
+        y.reshape(-1), add, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks, workers, v,
         work, L, wide,
     )  # fmt: skip
 

@@ -319,15 +319,18 @@ def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, 
 
 
 @njit(cache=True)
-def store_tiles(m, step, shape, tiles, first, count, begin, channels, y, patch, L, k):
-    """Transform products m[(6*i + j)*step + t*channels + o] back into pixels of y."""
+def store_tiles(m, step, shape, tiles, first, count, begin, channels, y, add, patch, L, k):
+    """Transform products m[(6*i + j)*step + t*channels + o] back into pixels of y.
+
+    With `add`, they are added to what y holds.
+    """
     OH, OW, O = shape
     rows, cols = tiles
     n, row, col = _place(first, rows, cols)
     for at in range(0, count * channels, channels):
         top, left = row * 4, col * 4
         corner = ((n * OH + top) * OW + left) * O + begin
-        if top + 4 <= OH and left + 4 <= OW:
+        if top + 4 <= OH and left + 4 <= OW and not add:
             _output_tile(m, at, step, y, corner, OW * O, O, channels, L, k)
         else:
             _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
@@ -335,6 +338,7 @@ def store_tiles(m, step, shape, tiles, first, count, begin, channels, y, patch, 
                 for j in range(min(4, OW - left)):
                     to, o = corner + (i * OW + j) * O, 0
                     while o < channels:
-                        store(y, to + o, load(patch, (i * 4 + j) * channels + o))
+                        value = load(patch, (i * 4 + j) * channels + o)
+                        store(y, to + o, load(y, to + o) + value if add else value)
                         o += L
         n, row, col = _next_place(n, row, col, rows, cols)
