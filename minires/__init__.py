@@ -19,6 +19,7 @@ from minires.autograd import (
     concatenate,
     enable_grad,
     exp,
+    from_dlpack,
     grad,
     is_grad_enabled,
     log,

@@ -9,7 +9,7 @@ from minires.autograd.tape import (  # isort: skip - the tape comes first, Tenso
     set_grad_enabled,
 )
 from minires.autograd.backward import grad
-from minires.autograd.convert import tensor
+from minires.autograd.convert import from_dlpack, tensor
 from minires.autograd.elementwise import (
     as_tensor,
     clip,

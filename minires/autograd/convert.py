@@ -9,10 +9,15 @@ import numpy as np
 from minires.autograd.buffer import Buffer
 from minires.autograd.tensor import Tensor
 from minires.kernels.arrays import (
+    DL_CPU,
+    DL_CUDA,
+    DL_CUDA_HOST,
+    DL_CUDA_MANAGED,
     as_dtype,
     device_of,
     is_array,
     is_floating,
+    numbered,
     shared,
     to_device,
 )
@@ -58,6 +63,27 @@ def tensor(
     copied = Tensor(there.copy(order="K") if there is array else there, requires_grad)
     copied._buffer.exposed = False  # nobody else holds the copy yet
     return copied
+
+
+def from_dlpack(source: Any) -> Tensor:
+    """A Tensor in the memory of another library's array or tensor, which both see from here on.
+
+    source: anything with `__dlpack__` and `__dlpack_device__`, on the host or a CUDA device: of
+        PyTorch, NumPy, CuPy, JAX and others.
+
+    Raises TypeError for anything else, ValueError for another kind of device.
+    """
+    if not hasattr(source, "__dlpack__") or not hasattr(source, "__dlpack_device__"):
+        raise TypeError(f"from_dlpack: {type(source).__name__} has no __dlpack__")
+    kind, number = source.__dlpack_device__()
+    if kind in (DL_CPU, DL_CUDA_HOST):
+        return Tensor(np.from_dlpack(source))
+    if kind in (DL_CUDA, DL_CUDA_MANAGED):
+        return Tensor(numbered(int(number)).xp.from_dlpack(source))
+    raise ValueError(
+        f"from_dlpack: memory of kind {int(kind)} is neither on the host nor on a CUDA device; "
+        "bring it to one of them first"
+    )
 
 
 def plain_source(values: Any) -> Any:

@@ -20,6 +20,9 @@ import numpy as np
 
 from minires.kernels import memory
 
+DL_CPU, DL_CUDA, DL_CUDA_HOST, DL_CUDA_MANAGED = 1, 2, 3, 13
+"""Kinds of memory in the DLPack standard."""
+
 _modules: dict[type, Any] = {np.ndarray: np}  # of array types met so far
 
 
@@ -89,9 +92,14 @@ def arrayed(result: Any) -> Any:
 
 def shared(owner: Any) -> Any:
     """A device array in the memory of an object with `__cuda_array_interface__`: no copy."""
-    from minires.kernels.cuda.launch import numbered
-
     return numbered(0).xp.asarray(owner)
+
+
+def numbered(number: int) -> Any:
+    """The device `cuda:number`, emulated or CuPy's; see `launch.numbered`."""
+    from minires.kernels.cuda import launch
+
+    return launch.numbered(number)
 
 
 def device_of(array: Any) -> str:
@@ -128,15 +136,13 @@ def to_device(array: Any, device: str) -> Any:
         return to_host(array)
     if xp_of(array) is not np and int(array.device.id) == number:
         return array
-    from minires.kernels.cuda.launch import numbered
-
     target = numbered(number)
     order = _memory_order(array)
     with target.xp.cuda.Device(number):
         if array.ndim == 0 and xp_of(array) is np:  # an argument of a launch: no transfer
             return target.xp.full((), array[()], array.dtype)
         # Axes in the order of memory, because CuPy sends other arrays in C order.
-        return target.xp.array(array.transpose(order)).transpose(_inverse(order))
+        return _turned(target.xp.array(_turned(array, order)), _inverse(order))
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -144,7 +150,7 @@ def to_host(array: Any) -> np.ndarray:
     if xp_of(array) is np:
         return np.asarray(array)
     order = _memory_order(array)
-    host: np.ndarray = array.transpose(order).get().transpose(_inverse(order))
+    host: np.ndarray = _turned(_turned(array, order).get(), _inverse(order))
     return host
 
 
@@ -169,6 +175,11 @@ def active(array: Any) -> AbstractContextManager[Any]:
 def _memory_order(array: Any) -> tuple[int, ...]:
     """The axes, from the one with the largest steps in memory to the one with the smallest."""
     return tuple(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
+
+
+def _turned(array: Any, order: tuple[int, ...]) -> Any:
+    """A view with the axes in this order; the array itself if they are."""
+    return array if order == tuple(range(array.ndim)) else array.transpose(order)
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

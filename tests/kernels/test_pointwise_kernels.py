@@ -1,4 +1,4 @@
-"""ReLU, the residual join, log-softmax and the fully connected layer."""
+"""ReLU, the residual join, log-softmax, cross-entropy and the fully connected layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import oracles
 import pytest
 from oracles import LAYOUTS, laid_out
 
+import minires as mr
 from minires.kernels.reference import activation, linear
 from minires.testing.compare import assert_close
 
@@ -90,3 +91,35 @@ def test_linear(rows: int, bias: bool, rng: np.random.Generator) -> None:
     for r, o in np.ndindex(rows, 3):
         expected[r, o] = sum(x[r, i] * weight[o, i] for i in range(4)) + (b[o] if bias else 0)
     assert_close(linear.linear(x, weight, b), expected)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "threads"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(kernel: str, smoothing: float, rng: np.random.Generator) -> None:
+    """By the definition, row by row; ignored labels, labels out of range, scores of -infinity."""
+    compute = next(k for k in mr.kernels.available("cross_entropy") if k.name == kernel).function
+    x, labels = 5 * rng.standard_normal((7, 6)), rng.integers(0, 6, 7)
+    labels[2], labels[3], labels[4] = -100, 6, -1
+    if not smoothing:
+        x[5, (labels[5] + 1) % 6] = -np.inf
+    losses, gx = compute(x, labels, -100, smoothing)
+    for n, label in enumerate(labels):
+        if label == -100:
+            assert losses[n] == 0
+            assert not gx[n].any()
+            continue
+        p = np.exp(x[n]) / np.exp(x[n]).sum()
+        q = (1 - smoothing) * (np.arange(6) == label) + smoothing / 6
+        known = q > 0
+        expected = -(q[known] * np.log(p[known])).sum() if 0 <= label < 6 else np.nan
+        np.testing.assert_allclose(losses[n], expected, rtol=1e-12)
+        np.testing.assert_allclose(gx[n], p - q, atol=1e-14)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "threads"])
+def test_cross_entropy_of_extreme_scores(kernel: str) -> None:
+    compute = next(k for k in mr.kernels.available("cross_entropy") if k.name == kernel).function
+    x = np.array([[3e38, -3e38, 0.0], [-3e38, -3e38, -3e38]], np.float32)
+    losses, gx = compute(x, np.array([0, 1]), -100, 0.0)
+    np.testing.assert_allclose(losses, [0.0, np.log(3)], rtol=1e-6)
+    np.testing.assert_allclose(gx, [[0, 0, 0], [1 / 3, -2 / 3, 1 / 3]], rtol=1e-6)

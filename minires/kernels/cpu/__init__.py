@@ -81,6 +81,11 @@ def _many(shape: tuple[int, ...]) -> bool:
     return math.prod(shape) >= 1 << 17
 
 
+def _many_scores(shape: tuple[int, ...]) -> bool:
+    """ImageNet's 1000 classes from a batch of 33 on."""
+    return math.prod(shape) >= 1 << 15
+
+
 def _many_pooled(g: PoolGeometry) -> bool:
     return _many(g.x_shape)
 
@@ -119,5 +124,6 @@ for _name in ("batch_norm_eval", "normalise"):
 for _name in ("relu", "relu_grad", "add", "add_relu"):
     # bool: of a shape, "not 0-d"
     _add(_name, "simd", "elementwise", bool, _many, "One pass over memory, on all threads.")
+_add("cross_entropy", "threads", "loss", None, _many_scores, "One pass over memory.")
 for _name in ("max_pool2d", "max_pool2d_grad"):
     _add(_name, "threads", "pool", None, _many_pooled, "One pass over memory, on all threads.")

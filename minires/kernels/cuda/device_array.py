@@ -287,7 +287,8 @@ class ArrayModule:
         if kind != 2:
             raise TypeError(f"from_dlpack: not on a CUDA device but on {kind}")
         shared = SimpleNamespace(
-            __dlpack__=lambda **_: source.__dlpack__(), __dlpack_device__=lambda: (1, 0)
+            __dlpack__=lambda **_: source.__dlpack__(max_version=(1, 0)),
+            __dlpack_device__=lambda: (1, 0),
         )
         return DeviceArray(np.from_dlpack(shared), number)
 
