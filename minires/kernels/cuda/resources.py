@@ -33,7 +33,12 @@ from minires.kernels.cuda.tiles import (
     WEIGHT_TILES,
     WEIGHT_WARP_TILES,
 )
-from minires.kernels.cuda.wgmma import TF32_TILES, WGMMA_TILES, WGMMA_WEIGHT_TILES
+from minires.kernels.cuda.wgmma import (
+    TF32_TILES,
+    TF32_WEIGHT_TILES,
+    WGMMA_TILES,
+    WGMMA_WEIGHT_TILES,
+)
 from minires.kernels.cuda.window import TILES as WINDOW_TILES
 
 ARCHITECTURES = ("sm_80", "sm_90a")
@@ -111,9 +116,8 @@ def _variants() -> list[Variant]:
                   for k in WEIGHT_WARP_TILES]  # fmt: skip
         tiles = TF32_TILES if t == "float" else WGMMA_TILES
         found += [variant("conv_wgmma.cu", ELEMENT=t, **k.definitions) for k in tiles]
-        if t != "float":
-            found += [variant("conv_wgmma_weight.cu", ELEMENT=t, **k.definitions)
-                      for k in WGMMA_WEIGHT_TILES]  # fmt: skip
+        tiles = TF32_WEIGHT_TILES if t == "float" else WGMMA_WEIGHT_TILES
+        found += [variant("conv_wgmma_weight.cu", ELEMENT=t, **k.definitions) for k in tiles]
     return found
 
 

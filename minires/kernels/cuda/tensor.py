@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from minires.kernels.cuda import mma, wgmma
 from minires.kernels.cuda.launch import HOPPER, device_of
 from minires.kernels.geometry import ConvGeometry
@@ -31,5 +29,4 @@ def tensor_conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
 
 def tensor_conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The sum over pixels by matrix instructions, split over blocks and joined in order."""
-    hopper = _hopper(x) and x.dtype != np.float32
-    return (wgmma if hopper else mma).conv2d_grad_weight(x, gy, g)
+    return (wgmma if _hopper(x) else mma).conv2d_grad_weight(x, gy, g)

@@ -1,7 +1,6 @@
 """Convolution on tensor cores by instructions of a whole warpgroup (wgmma), capability 9.0 alone.
 
-f16 and bf16, and float32 rounded to tf32, of which the weight gradient is not here: wgmma takes
-factors that lie the other way in 16 bits only. The mathematics: src/conv_wgmma.cu and
+f16 and bf16, and float32 rounded to tf32. The mathematics: src/conv_wgmma.cu and
 conv_wgmma_weight.cu.
 """
 
@@ -26,9 +25,6 @@ BM = 128
 BLOCK = 384
 """Threads: a warpgroup that copies and two that multiply."""
 
-STEP = 64
-"""Pixels that `grad_weight` adds up in a step."""
-
 
 @dataclass(frozen=True)
 class WgmmaTile:
@@ -50,30 +46,42 @@ class WgmmaTile:
     def weight_shared(self) -> int:
         """Bytes of shared memory of `grad_weight`: stages, two tables of pixels, barriers."""
         slabs = BM // 64 + ceil_div(self.BN, 64)
-        return self.STAGES * (slabs * STEP * 128 + 16) + 2 * STEP * 16
+        return self.STAGES * (slabs * 64 * 128 + 16) + 2 * 64 * 16
 
 
-WGMMA_TILES = (WgmmaTile(256, 4), WgmmaTile(128, 6), WgmmaTile(64, 4), WgmmaTile(32, 5),
-               WgmmaTile(16, 6))  # fmt: skip
+Tiles = tuple[WgmmaTile, ...]
+
+WGMMA_TILES: Tiles = (WgmmaTile(256, 4), WgmmaTile(128, 6), WgmmaTile(64, 4), WgmmaTile(32, 5),
+                      WgmmaTile(16, 6))  # fmt: skip
 """From wide to narrow. Up to 64 columns, two blocks share a multiprocessor."""
 
-TF32_TILES = (WgmmaTile(128, 6), WgmmaTile(64, 8), *WGMMA_TILES[3:])
+TF32_TILES: Tiles = (WgmmaTile(128, 6), WgmmaTile(64, 8), *WGMMA_TILES[3:])
 """Factors in registers leave no room for 256 columns, nor for two blocks of 64."""
 
-WGMMA_WEIGHT_TILES = (*WGMMA_TILES[:3], WgmmaTile(32, 4), WgmmaTile(16, 4))
+WGMMA_WEIGHT_TILES: Tiles = (*WGMMA_TILES[:3], WgmmaTile(32, 4), WgmmaTile(16, 4))
 """For weight gradients, whose columns are output channels, in shared memory 64 at once."""
 
+TF32_WEIGHT_TILES: Tiles = (WgmmaTile(128, 6), *(WgmmaTile(n, 8) for n in (64, 32, 16)))
 
-def wgmma_tile(
-    tiles: tuple[WgmmaTile, ...], columns: int, rows: int, multiprocessors: int
-) -> WgmmaTile:
+
+def needed(tiles: Tiles, columns: int) -> Tiles:
+    """The tiles no wider than this many columns need."""
+    return tuple(t for t in tiles if 2 * columns > t.BN or t is tiles[-1])
+
+
+FEW_STEPS = 4
+"""So few steps are mostly beginning and end, which blocks of 64 columns overlap, being two."""
+
+
+def wgmma_tile(tiles: Tiles, columns: int, rows: int, steps: int, device: Device) -> WgmmaTile:
     """The tile for this many columns: none wider than needed, nor so wide that few are left.
 
-    rows: how many blocks there are for each piece of columns.
+    rows: how many blocks there are for each piece of columns. steps: of a block.
     """
-    usable = [t for t in tiles if 2 * columns > t.BN or t is tiles[-1]]
+    usable = needed(tiles, columns)
     for tile in usable:
-        if tile.BN <= 64 or rows * ceil_div(columns, tile.BN) >= multiprocessors:
+        enough = rows * ceil_div(columns, tile.BN) >= device.multiprocessors
+        if tile.BN <= 64 or (enough and steps > FEW_STEPS):
             return tile
     return usable[-1]
 
@@ -123,10 +131,10 @@ def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bo
         return
     rows, places = ceil_div(pixels, BM), g.groups * residues
     tiles = TF32_TILES if source.dtype == np.float32 else WGMMA_TILES
-    tile = wgmma_tile(tiles, D, rows * places, device.multiprocessors)
-    pieces = ceil_div(D, tile.BN)
     step, turns = 128 // source.dtype.itemsize, source.dtype.itemsize // 2
     most_steps = ceil_div(most_taps(g, gradient) * S, step * turns) * turns
+    tile = wgmma_tile(tiles, D, rows * places, most_steps, device)
+    pieces = ceil_div(D, tile.BN)
     packed = device.xp.empty((places, pieces, most_steps, tile.BN, step), source.dtype)
     module = device.module("conv_wgmma.cu", ELEMENT=source.dtype, **tile.definitions)
     sizes = geometry_arguments(g)
@@ -144,13 +152,21 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     x, gy = (on_16_bytes(device, nhwc(device.xp, a)) for a in (x, gy))
     D, K = g.O // g.groups, g.kernel[0] * g.kernel[1] * (g.C // g.groups)
     pixels, rows = g.N * g.out[0] * g.out[1], ceil_div(K, BM)
-    tile = wgmma_tile(WGMMA_WEIGHT_TILES, D, 1, 1)
-    pieces = ceil_div(D, tile.BN)
-    count = splits(rows * pieces * g.groups, pixels, device.multiprocessors, 8 * STEP)
-    steps, count = parts_of(ceil_div(pixels, STEP), count)
+    tf32 = x.dtype == np.float32
+    tile = needed(TF32_WEIGHT_TILES if tf32 else WGMMA_WEIGHT_TILES, D)[0]
+    pieces, step = ceil_div(D, tile.BN), 128 // x.dtype.itemsize
+    count = splits(rows * pieces * g.groups, pixels, device.multiprocessors, 512)
+    # In units of 64 pixels: a step of 16 bits, two of tf32, which takes two at once.
+    units, count = parts_of(ceil_div(pixels, 64), count)
     parts = device.xp.empty((count, g.O, K), np.float32)
     module = device.module("conv_wgmma_weight.cu", ELEMENT=x.dtype, **tile.definitions)
-    args = x, gy, parts, steps * STEP, *geometry_arguments(g)
+    if tf32:
+        steps = units * 64 // step * count
+        packed = device.xp.empty((g.groups, pieces, steps, tile.BN, step), x.dtype)
+        pack = gy, packed, pixels, steps, *map(np.int32, (pieces, g.O, g.groups))
+        module.kernel("pack_grad")(grid_for(device, packed.nbytes // 16), (THREADS,), pack)
+        gy = packed
+    args = x, gy, parts, units * 64, *geometry_arguments(g)
     grid = rows, pieces, g.groups * count
     module.kernel("grad_weight")(grid, (BLOCK,), args, tile.weight_shared)
     return weight_result(sum_parts(device, parts, x.dtype), g)

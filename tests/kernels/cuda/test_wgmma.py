@@ -114,9 +114,7 @@ def test_layouts_of_descriptors(emulator: Any, rng: Any, N: int, mn_major: bool,
         np.testing.assert_array_equal(d, a.astype(np.float32) @ b.astype(np.float32).T)
 
 
-KERNELS = [k for k in available()
-           if k.backend == "cuda" and k.name in ("tensor", "tf32")
-           and (k.operation, k.name) != ("conv2d_grad_weight", "tf32")]  # fmt: skip
+KERNELS = [k for k in available() if k.backend == "cuda" and k.name in ("tensor", "tf32")]
 """What runs on wgmma on a Hopper, as the emulator says it is."""
 
 DRAWN = {
@@ -124,6 +122,7 @@ DRAWN = {
     "many steps": conv_geometry((1, 136, 9, 9), (24, 136, 3, 3), 1, 1),
     "stride, dilation, groups": conv_geometry((2, 32, 12, 11), (48, 16, 3, 3), 2, 2, (2, 1), 2),
     "residues without taps": conv_geometry((2, 8, 11, 12), (16, 8, 1, 1), 3),
+    "sums over pixels in parts": conv_geometry((4, 8, 19, 17), (8, 8, 1, 1)),
     "few pixels": conv_geometry((1, 8, 2, 3), (8, 8, 3, 3), 1, 1),
 }
 
@@ -190,10 +189,13 @@ MANY_STEPS = conv_geometry((2, 40, 9, 9), (24, 40, 3, 3), 1, 1)
 than one piece of pixels."""
 
 
-def assert_caught(emulator: Any, operation: str, g: ConvGeometry, rng: Any) -> None:
-    kernel = next(k for k in KERNELS if (k.operation, k.name) == (operation, "tensor"))
+def assert_caught(
+    emulator: Any, operation: str, g: ConvGeometry, rng: Any, dtype: str = "float16"
+) -> None:
+    name = "tensor" if dtype == "float16" else "tf32"
+    kernel = next(k for k in KERNELS if (k.operation, k.name) == (operation, name))
     with pytest.raises((AssertionError, RuntimeError)) as caught:
-        check(emulator, kernel, g, rng, "float16")
+        check(emulator, kernel, g, rng, dtype)
     assert re.search("wrong, the first at|^(gather|grad_weight): ", str(caught.value))
 
 
@@ -218,6 +220,24 @@ def test_planted_bugs_of_weight_gradients(emulator: Any, altered: Any, rng: Any,
     assert_caught(emulator, "conv2d_grad_weight", DRAWN["several pieces each way"], rng)
 
 
+TF32_WEIGHT_PLANTED = {
+    "dY is packed without swizzle": ("(q ^ row % 8) * V, chunk", "q * V, chunk"),
+    "fragments' pixels the other way round": ("i % 4 / 2 * 4", "(1 - i % 4 / 2) * 4"),
+    "every part begins with the first pixels": ("all_steps + begin / STEP", "all_steps"),
+    "dY is not rounded": ("rounded(gy[(m + e) * O + group * D + o])",
+                          "gy[(m + e) * O + group * D + o]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", TF32_WEIGHT_PLANTED)
+def test_planted_bugs_of_weight_gradients_in_tf32(
+    emulator: Any, altered: Any, rng: Any, bug: str
+) -> None:
+    altered("conv_wgmma_weight.cu", *TF32_WEIGHT_PLANTED[bug])
+    g = DRAWN["sums over pixels in parts"]
+    assert_caught(emulator, "conv2d_grad_weight", g, rng, "float32")
+
+
 def test_tf32_is_rounded_not_cut(emulator: Any, altered: Any, rng: Any) -> None:
     altered("conv_wgmma.cu", "to_tf32(__uint_as_float(now[k][i]))", "now[k][i]")
     kernel = next(k for k in KERNELS if k.name == "tf32")
@@ -238,8 +258,7 @@ def test_only_hopper_gets_wgmma(capability: tuple[int, int], dtype: str) -> None
         tensor.tensor_conv2d_grad_input(x, w, g)
         tensor.tensor_conv2d_grad_weight(x, x, g)
     used = {launch.source for launch in recorder.launches} - {"sum_parts.cu"}
-    weight = "conv_tensor_weight.cu" if dtype == "float32" else "conv_wgmma_weight.cu"
-    hopper = {"conv_wgmma.cu", weight}
+    hopper = {"conv_wgmma.cu", "conv_wgmma_weight.cu"}
     assert used == (hopper if capability == (9, 0) else {"conv_tensor.cu", "conv_tensor_weight.cu"})
 
 
@@ -270,16 +289,19 @@ def test_taps_of_the_strides_residues() -> None:
 
 
 def test_tiles_are_no_wider_than_needed_and_fill_the_device() -> None:
-    def BN(columns: int, rows: int) -> int:
-        return wgmma.wgmma_tile(wgmma.WGMMA_TILES, columns, rows, 132).BN
+    def BN(columns: int, rows: int, steps: int = 9) -> int:
+        with record.device() as device:
+            return wgmma.wgmma_tile(wgmma.WGMMA_TILES, columns, rows, steps, device).BN
 
     assert [BN(c, 10000) for c in (8, 16, 24, 48, 64, 100, 128, 200, 256, 512)] == [
         16, 16, 32, 64, 64, 128, 128, 256, 256, 256,
     ]  # fmt: skip
     assert BN(512, 49) == 128  # 7x7 images: 98 blocks of 256, 196 of 128
     assert BN(256, 20) == 64
+    assert BN(256, 10000, steps=1) == 64  # 1x1 of 64 channels
     assert all(t.shared <= record.MAX_SHARED for t in (*wgmma.WGMMA_TILES, *wgmma.TF32_TILES))
-    assert all(t.weight_shared <= record.MAX_SHARED for t in wgmma.WGMMA_WEIGHT_TILES)
+    weight_tiles = *wgmma.WGMMA_WEIGHT_TILES, *wgmma.TF32_WEIGHT_TILES
+    assert all(t.weight_shared <= record.MAX_SHARED for t in weight_tiles)
 
 
 def test_a_layer_of_resnet_fills_hopper() -> None:

@@ -42,12 +42,6 @@ __device__ __forceinline__ Pass pass_of(int gradient, int residue, GEOMETRY) {
 }
 #define SIZES N, C, H, W, O, OH, OW, KH, KW, sh, sw, ph, pw, dh, dw, G
 
-__device__ __forceinline__ float rounded(float x) { return __uint_as_float(to_tf32(x)); }
-template <class E>
-__device__ __forceinline__ E rounded(E x) {
-    return x;
-}
-
 // packed[group, residue, piece of D, step]: BN rows of 128 bytes, swizzled. A thread per 16 bytes.
 extern "C" __global__ void __launch_bounds__(256)
 pack_weight(const T* __restrict__ weight, T* __restrict__ packed, int gradient, int most_steps,
@@ -170,7 +164,7 @@ gather(const T* __restrict__ source, const T* __restrict__ packed, T* __restrict
                 load_matrices(now[k], shared + stage * STAGE + row * ROW + (q ^ row % 8) * 16);
                 for (int i = 0; i < 4; ++i) now[k][i] = to_tf32(__uint_as_float(now[k][i]));
             }
-            fence_registers();
+            fence_registers(now);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 multiply_later(sums, now[k], b + (stage * STAGE + k * 32) / 16);

@@ -47,6 +47,7 @@ __device__ __forceinline__ void produce(Pipeline p, int steps, Fill fill) {
 template <int TURNS, int COUNT, class Multiply>
 __device__ __forceinline__ void consume(Pipeline p, int steps, float (&sums)[COUNT],
                                         Multiply multiply) {
+    hold(sums);  // or the compiler sets them to zero where products are under way
     int stage = 0, parity = 0, last = -1;
     for (int step = 0; step < steps; step += TURNS)
 #pragma unroll

@@ -126,11 +126,31 @@ __device__ __forceinline__ void fence_registers() {
 #endif
 }
 
+// The same, after the fragments of a factor are in their registers.
+template <int COUNT>
+__device__ __forceinline__ void fence_registers(unsigned (&fragments)[COUNT][4]) {
+#ifndef MINIRES_ON_CPU
+#pragma unroll
+    for (int i = 0; i < COUNT * 4; ++i)
+        asm volatile("" : "+r"(fragments[i / 4][i % 4])::"memory");
+#endif
+    fence_registers();
+}
+
 __device__ __forceinline__ void commit_products() {
 #ifdef MINIRES_ON_CPU
     shim::close_products();
 #else
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// The sums have their values here, whatever is done with them before and after.
+template <int COUNT>
+__device__ __forceinline__ void hold(float (&sums)[COUNT]) {
+#ifndef MINIRES_ON_CPU
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 #endif
 }
 
@@ -141,8 +161,7 @@ __device__ __forceinline__ void wait_products(float (&sums)[COUNT]) {
     shim::make_products(under_way);
 #else
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(under_way) : "memory");
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+    hold(sums);
 #endif
 }
 
@@ -229,4 +248,11 @@ __device__ __forceinline__ void multiply_later(float (&d)[COUNT], const unsigned
     WGMMA(64, 32, TF32, "{%32, %33, %34, %35}", "36", "", FOUR, "l"(b));
     WGMMA(128, 64, TF32, "{%64, %65, %66, %67}", "68", "", FOUR, "l"(b));
 #endif
+}
+
+// As tensor cores take it: floats rounded to tf32, others as they are.
+__device__ __forceinline__ float rounded(float x) { return __uint_as_float(to_tf32(x)); }
+template <class E>
+__device__ __forceinline__ E rounded(E x) {
+    return x;
 }
