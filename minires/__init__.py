@@ -40,6 +40,7 @@ from minires.kernels.threads import set_num_threads
 
 if TYPE_CHECKING:
     from minires import anatomy, bench, data, experiments, models, optim, testing, training
+    from minires.bench.ahead import compile_kernels
     from minires.bench.profile import profile
     from minires.bench.tune import tune
     from minires.files import load_file, save_file
@@ -58,6 +59,7 @@ _SUBMODULES = (
     "training",
 )
 _LATE = {
+    "compile_kernels": "minires.bench.ahead",
     "gradcheck": "minires.testing",
     "gradgradcheck": "minires.testing",
     "load_file": "minires.files",

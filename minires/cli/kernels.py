@@ -9,6 +9,7 @@ import typer
 
 from minires.cli.kernels_bench import bench
 from minires.cli.kernels_check import check
+from minires.cli.kernels_compile import compile_kernels
 from minires.cli.kernels_tune import tune
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(check)
 app.command()(bench)
 app.command()(tune)
+app.command("compile")(compile_kernels)
 
 Operation = Annotated[
     str | None, typer.Argument(metavar="[OPERATION]", help="Only the kernels of this one.")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from minires.bench.ahead import helped
 from minires.cli.console import clock, duration, errors, facts, output
 from minires.cli.profiling import StepProfiler
 from minires.kernels.cpu.compiling import announced
@@ -27,13 +28,13 @@ def train_with_display(run: Run, profile: bool = False) -> None:
     console = output()
     _show_start(console, run)
     profiler = StepProfiler(console, Path(_folder(run), "trace.json")) if profile else None
+    shape, config = run.trainer.train_set.images.shape[1:], run.config
     try:
-        if console.is_terminal:
-            _train_with_moving_line(console, run, profiler)
-        else:
-            epochs = run.trainer.epochs
-            with announced(_tell_once()):
-                run.train(lambda metrics: print(epoch_line(metrics, epochs), flush=True), profiler)
+        with helped(config["model"], config["options"], shape, run.trainer.recipe.batch_size):
+            if console.is_terminal:
+                _train_with_moving_line(console, run, profiler)
+            else:
+                _train_with_lines(run, profiler)
     except KeyboardInterrupt:
         done, folder = run.trainer.epoch, _folder(run)
         errors().print(
@@ -46,6 +47,12 @@ def train_with_display(run: Run, profile: bool = False) -> None:
         if profiler is not None:
             profiler.finish()
     _show_end(console, run)
+
+
+def _train_with_lines(run: Run, also: StepProfiler | None) -> None:
+    epochs = run.trainer.epochs
+    with announced(_tell_once()):
+        run.train(lambda metrics: print(epoch_line(metrics, epochs), flush=True), also)
 
 
 def _train_with_moving_line(console: Console, run: Run, also: StepProfiler | None) -> None:

@@ -27,10 +27,15 @@ def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((size, 3, 32, 32), dtype=np.float32), rng.integers(0, 10, size)
 
 
-def he_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """(O, C, KH, KW), variance 2 / fan_out."""
-    fan_out = shape[0] * shape[2] * shape[3]
-    return (rng.standard_normal(shape) * np.sqrt(2 / fan_out)).astype(np.float32)
+def initial_weights() -> tuple[list[np.ndarray], np.ndarray]:
+    """The same for every framework: of the 19 convolutions (O, C, 3, 3), from the images on, with
+    variance 2 / fan_out, and of the classifier (10, 64). Biases and betas are 0, gammas 1."""
+    rng, convolutions, inside = np.random.default_rng(0), [], 3
+    for width in [16] + [width for width, _ in STAGES for _ in range(6)]:
+        weight = rng.standard_normal((width, inside, 3, 3)) * np.sqrt(2 / (9 * width))
+        convolutions.append(weight.astype(np.float32))
+        inside = width
+    return convolutions, (rng.uniform(-1, 1, (10, 64)) / 8).astype(np.float32)
 
 
 Build = Callable[[np.ndarray, np.ndarray], tuple[Callable[[], Any], int]]

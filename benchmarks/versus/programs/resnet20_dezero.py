@@ -70,6 +70,13 @@ class ResNet20(Model):
 def build(images, labels):
     model = ResNet20()
     model(images[:2])  # batch norm learns its width from its first input
+    weights, classifier = protocol.initial_weights()
+    convolutions = [model.conv]
+    for block in model.blocks:
+        convolutions += [block.conv1, block.conv2]
+    for conv, weight in zip(convolutions, weights, strict=True):
+        conv.W.data = weight
+    model.fc.W.data = classifier.T.copy()
     optimizer = MomentumSGD(protocol.LR, protocol.MOMENTUM).setup(model)
     optimizer.add_hook(WeightDecay(protocol.DECAY))
 

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import protocol
 from jax import lax
 
@@ -55,20 +54,16 @@ def update(params, velocity, running, x, labels):
 
 
 def build(images, labels):
-    rng = np.random.default_rng(0)
+    convolutions, classifier = protocol.initial_weights()
 
-    def conv_norm(inside, width):
-        weight = protocol.he_normal(rng, width, inside, 3, 3).transpose(2, 3, 1, 0)
-        return {"weight": jnp.asarray(weight), "gamma": jnp.ones(width), "beta": jnp.zeros(width)}
+    def conv_norm(weight):
+        width = len(weight)
+        weight = jnp.asarray(weight.transpose(2, 3, 1, 0))
+        return {"weight": weight, "gamma": jnp.ones(width), "beta": jnp.zeros(width)}
 
-    params = {"stem": conv_norm(3, 16), "blocks": []}
-    inside = 16
-    for width, _ in protocol.STAGES:
-        for _ in range(3):
-            params["blocks"].append((conv_norm(inside, width), conv_norm(width, width)))
-            inside = width
-    weight = (rng.uniform(-1, 1, (64, 10)) / 8).astype(np.float32)
-    params["fc"] = {"weight": jnp.asarray(weight), "bias": jnp.zeros(10)}
+    stem, *rest = map(conv_norm, convolutions)
+    params = {"stem": stem, "blocks": list(zip(rest[::2], rest[1::2], strict=True))}
+    params["fc"] = {"weight": jnp.asarray(classifier.T), "bias": jnp.zeros(10)}
     x, target = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels)
     velocity = jax.tree.map(jnp.zeros_like, params)
     _, statistics = forward(params, x[:2])

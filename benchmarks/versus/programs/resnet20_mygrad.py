@@ -16,16 +16,16 @@ def with_border(x):
 
 
 def build(images, labels):
-    rng = np.random.default_rng(0)
+    convolutions, classifier = protocol.initial_weights()
     params = []
 
     def parameter(array):
         params.append(mg.tensor(np.asarray(array, np.float32)))
         return params[-1]
 
-    def conv_norm(inside, width):
-        weight = parameter(protocol.he_normal(rng, width, inside, 3, 3))
-        gamma, beta = parameter(np.ones(width)), parameter(np.zeros(width))
+    def conv_norm(initial):
+        weight = parameter(initial)
+        gamma, beta = parameter(np.ones(len(initial))), parameter(np.zeros(len(initial)))
 
         def apply(x, stride=1):
             if stride == 1:
@@ -36,13 +36,10 @@ def build(images, labels):
 
         return apply
 
-    stem, blocks, inside = conv_norm(3, 16), [], 16
-    for width, stride in protocol.STAGES:
-        for i in range(3):
-            pair = conv_norm(inside, width), conv_norm(width, width)
-            blocks.append((*pair, stride if i == 0 else 1))
-            inside = width
-    weight, bias = parameter(rng.uniform(-1, 1, (64, 10)) / 8), parameter(np.zeros(10))
+    stem, *rest = map(conv_norm, convolutions)
+    strides = [stride if i == 0 else 1 for _, stride in protocol.STAGES for i in range(3)]
+    blocks = list(zip(rest[::2], rest[1::2], strides, strict=True))
+    weight, bias = parameter(classifier.T), parameter(np.zeros(10))
 
     def forward(x):
         x = relu(stem(x))

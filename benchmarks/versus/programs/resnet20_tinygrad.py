@@ -45,6 +45,15 @@ def build(images, labels):
     if Device.DEFAULT != "CPU":
         raise SystemExit(f"tinygrad runs on {Device.DEFAULT}, expected CPU")
     model = ResNet20()
+    weights, classifier = protocol.initial_weights()
+    convolutions = [model.conv]
+    for block in model.blocks:
+        convolutions += [block.conv1, block.conv2]
+    for conv, weight in zip(convolutions, weights, strict=True):
+        conv.weight.assign(Tensor(weight))
+    model.fc.weight.assign(Tensor(classifier))
+    model.fc.bias.assign(Tensor.zeros(10))
+    Tensor.realize(*nn.state.get_parameters(model))
     optimizer = nn.optim.SGD(nn.state.get_parameters(model), protocol.LR, protocol.MOMENTUM,
                              weight_decay=protocol.DECAY)  # fmt: skip
     x, target = Tensor(images).realize(), Tensor(labels).realize()

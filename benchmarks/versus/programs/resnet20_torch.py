@@ -35,7 +35,15 @@ def build(images, labels):
             layers.append(Block(inside, width, stride if i == 0 else 1))
             inside = width
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    model = nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
+    model = nn.Sequential(*layers, *head)
+    weights, classifier = protocol.initial_weights()
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        for conv, weight in zip(convolutions, weights, strict=True):
+            conv.weight.copy_(torch.tensor(weight))
+        head[-1].weight.copy_(torch.tensor(classifier))
+        head[-1].bias.zero_()
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), protocol.LR, protocol.MOMENTUM,
                                 weight_decay=protocol.DECAY)  # fmt: skip
     x = torch.tensor(images).contiguous(memory_format=torch.channels_last)

@@ -51,7 +51,26 @@ def announced(report: Report, after: float = 1.0) -> Iterator[None]:
     What comes from the cache is not compiled. Numba is not imported for it before a kernel needs
     it.
     """
-    clock = _Clock(report, after)
+    with _listening(_Clock(report, after).notify):
+        yield
+
+
+@contextmanager
+def at_first_compilation(call: Callable[[], None]) -> Iterator[None]:
+    """In the block, call something when the first kernel that had to be compiled begins to be."""
+    waiting = [call]
+
+    def notify(event: Any) -> None:
+        if waiting and event.is_start:
+            waiting.pop()()
+
+    with _listening(notify):
+        yield
+
+
+@contextmanager
+def _listening(notify: Callable[[Any], None]) -> Iterator[None]:
+    """In the block, `notify` hears of the beginning and the end of every compilation."""
     undo: list[Callable[[], None]] = []
 
     def listen() -> None:
@@ -61,10 +80,10 @@ def announced(report: Report, after: float = 1.0) -> Iterator[None]:
             """Hands on what it hears."""
 
             def on_start(self, event: Any) -> None:
-                clock.notify(event)
+                notify(event)
 
             def on_end(self, event: Any) -> None:
-                clock.notify(event)
+                notify(event)
 
         listener = Listener()
         event.register("numba:compile", listener)

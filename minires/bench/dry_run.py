@@ -1,0 +1,130 @@
+"""The kernels that a training step calls, found by walking through it without computing.
+
+While `observer` of the registry watches, every kernel that would be compiled answers with zeros of
+the right shape, in memory that nobody touches: ResNet-50's step on eight images takes a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires.autograd import Tensor, no_grad
+from minires.functional import cross_entropy
+from minires.kernels import Kernel, Operation, registry
+from minires.kernels.layout import to_nchw
+from minires.nn import Module
+from minires.optim import SGD
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a kernel."""
+
+    operation: str
+    kernel: Kernel
+    arguments: tuple[Any, ...]
+
+    def run(self) -> None:
+        """Call the kernel on zeros."""
+        values = [_zeros(a.shape, a.dtype) if isinstance(a, _Array) else a for a in self.arguments]
+        self.kernel.function(*values)
+
+
+@dataclass(frozen=True)
+class _Array:
+    """What is remembered of an array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def training_calls(model: Module, x_shape: tuple[int, ...]) -> list[Call]:
+    """The different calls of two training steps and an evaluation, in the order of the first.
+
+    model: a network whose output has a column per class; its parameters are changed.
+    x_shape: (N, C, H, W) of a batch.
+
+    Two steps, because an optimiser with momentum starts to use its kernel in the second.
+    """
+    found: dict[tuple[Any, ...], Call] = {}
+
+    def observe(operation: Operation, kernel: Kernel, args: tuple[Any, ...]) -> Any:
+        results = RESULTS.get(operation.name)
+        if results is None or not kernel.function.__module__.startswith("minires.kernels.cpu"):
+            return kernel.function(*args)  # nothing to compile, and little to do
+        kept = tuple(
+            _Array(a.shape, a.dtype.name) if isinstance(a, np.ndarray) else a for a in args
+        )
+        call = Call(operation.name, kernel, kept)
+        found.setdefault((operation.name, kernel.name, kept), call)
+        return results(*args)
+
+    x, labels = Tensor(_zeros(x_shape, "float32")), np.zeros(x_shape[0], np.int64)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    before, registry.observer = registry.observer, observe
+    try:
+        for _ in range(2):
+            model.train().zero_grad()
+            cross_entropy(model(x), labels).backward()
+            optimizer.step()
+        with no_grad():
+            model.eval()(x)
+    finally:
+        registry.observer = before
+    return list(found.values())
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Any:
+    """Zeros; images (N, C, H, W) in channels-last memory, as kernels return them."""
+    if len(shape) != 4:
+        return np.zeros(shape, dtype)
+    N, C, H, W = shape
+    return to_nchw(np.zeros((N, H, W, C), dtype))
+
+
+def _like(x: Any, *_: Any) -> Any:
+    return _zeros(x.shape, x.dtype.name)
+
+
+def _channels(x: Any, count: int) -> list[Any]:
+    return [np.zeros(x.shape[1], x.dtype) for _ in range(count)]
+
+
+def _train(x: Any, *_: Any) -> Any:
+    return _like(x), *_channels(x, 3)
+
+
+def _grad(gy: Any, *_: Any) -> Any:
+    return _like(gy), *_channels(gy, 2)
+
+
+def _join_grad(gy: Any, *_: Any) -> Any:
+    return _like(gy), _like(gy), *_channels(gy, 2)
+
+
+RESULTS: dict[str, Callable[..., Any]] = {
+    "conv2d": lambda x, weight, g: _zeros(g.y_shape, x.dtype.name),
+    "conv2d_grad_input": lambda gy, weight, g: _zeros(g.x_shape, gy.dtype.name),
+    "conv2d_grad_weight": lambda x, gy, g: np.zeros(g.weight_shape, x.dtype),
+    "batch_norm_train": _train,
+    "batch_norm_relu_train": _train,
+    "batch_norm_add_relu_train": _train,
+    "batch_norm_grad": _grad,
+    "batch_norm_relu_grad": _grad,
+    "batch_norm_add_relu_grad": _join_grad,
+    "batch_norm_eval": _like,
+    "normalise": _like,
+    "relu": _like,
+    "relu_grad": _like,
+    "add": _like,
+    "add_relu": _like,
+    "max_pool2d": lambda x, g: (
+        _zeros((g.N, g.C, *g.out), x.dtype.name), _zeros((g.N, g.C, *g.out), "int32")
+    ),
+    "max_pool2d_grad": lambda gy, indices, g: _zeros(g.x_shape, gy.dtype.name),
+}  # fmt: skip
+"""Zeros of the shapes of an operation's results, from its arguments."""
