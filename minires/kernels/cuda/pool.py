@@ -15,9 +15,13 @@ MOST_IMAGES = 65535
 
 
 def max_pool2d(x: Any, g: PoolGeometry) -> tuple[Any, Any]:
-    """The largest value of each window and its place in it (u * KW + v); the first one on ties."""
+    """The largest value of each window and its place in it (u * KW + v); the first one on ties.
+
+    Places are bytes where they fit into one.
+    """
     xp = device_of(x).xp
-    indices = xp.empty((g.N, *g.out, g.C), np.int32)
+    small = g.kernel[0] * g.kernel[1] <= 256
+    indices = xp.empty((g.N, *g.out, g.C), np.uint8 if small else np.int32)
     y = _pool("max_pool", (nhwc(xp, x),), (g.N, *g.out, g.C), windows(g), indices)
     return y, nchw(indices)
 
@@ -25,15 +29,20 @@ def max_pool2d(x: Any, g: PoolGeometry) -> tuple[Any, Any]:
 def max_pool2d_grad(gy: Any, indices: Any, g: PoolGeometry) -> Any:
     """Each output's gradient to the input that was the maximum."""
     xp = device_of(gy).xp
-    given = nhwc(xp, gy), nhwc(xp, indices)
+    given = nhwc(xp, gy), _places(xp, indices)
     return _pool("max_pool_grad", given, (g.N, g.H, g.W, g.C), windows(g))
 
 
 def max_pool2d_take(x: Any, indices: Any, g: PoolGeometry) -> Any:
     """The inputs at the places found by max_pool2d: the adjoint of max_pool2d_grad."""
     xp = device_of(x).xp
-    given = nhwc(xp, x), nhwc(xp, indices)
+    given = nhwc(xp, x), _places(xp, indices)
     return _pool("max_pool_take", given, (g.N, *g.out, g.C), windows(g))
+
+
+def _places(xp: Any, indices: Any) -> Any:
+    """Places in channels-last memory, as bytes or 32-bit integers."""
+    return nhwc(xp, indices if indices.dtype.itemsize in (1, 4) else indices.astype(np.int32))
 
 
 def avg_pool2d(x: Any, g: PoolGeometry) -> Any:
@@ -89,9 +98,13 @@ def _pool(
     result = device.xp.empty(shape, given[0].dtype)
     if not N * C:
         return nchw(result)
-    packed = C % pack(result.dtype) == 0 and aligned(device, given[0], result)
+    indices = [a for a in (*given, *more) if a.dtype.kind in "iu"]
+    packed = C % pack(result.dtype) == 0 and aligned(device, given[0], result, *indices)
     V = pack(result.dtype) if packed else 1
-    module = device.module("pool.cu", ELEMENT=result.dtype, PACKED=int(packed))
+    module = device.module(
+        "pool.cu", ELEMENT=result.dtype, PACKED=int(packed),
+        PLACE_BYTES=indices[0].dtype.itemsize if indices else 1,
+    )  # fmt: skip
     grid = ceil_div(W * (C // V), THREADS), H, min(N, MOST_IMAGES)
     module.kernel(name)(grid, (THREADS,), (*given, result, *more, *sizes))
     return nchw(result)

@@ -93,7 +93,9 @@ def _variants() -> list[Variant]:
     found += [variant("cast.cu", SOURCE_ELEMENT="float", ELEMENT=t) for t in types if t != "float"]
     for name in ("elementwise.cu", "softmax.cu", "sgd.cu", "conv_direct.cu", "conv_columns.cu"):
         found += [variant(name, ELEMENT=t) for t in types]
-    for name in ("norm.cu", "pool.cu", "sum_parts.cu"):
+    found += [variant("pool.cu", ELEMENT=t, PACKED=1, PLACE_BYTES=1) for t in types]
+    found += [variant("pool.cu", ELEMENT="float", PACKED=p, PLACE_BYTES=4) for p in (1, 0)]
+    for name in ("norm.cu", "sum_parts.cu"):
         found += [variant(name, ELEMENT=t, PACKED=1) for t in types]
         found.append(variant(name, ELEMENT="float", PACKED=0))
     for tile in dict.fromkeys(TILES + WEIGHT_TILES):

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.kernels.cuda import elementwise, launch, norm, sgd, softmax
+from minires.kernels.cuda import elementwise, launch, norm, pool, sgd, softmax
+from minires.kernels.geometry import pool_geometry
+from minires.kernels.reference import pool as reference_pool
 from minires.testing.kernels import laid_out
 
 
@@ -27,6 +29,45 @@ def test_statistics_with_a_large_mean(device: Any, rng: Any, C: int, first: floa
     right = (exact - m.reshape(shape)) / np.sqrt(s2 + 1e-5).reshape(shape)
     # With an outlier the distances are 1e4 themselves, in units of float32's 6e-8.
     np.testing.assert_allclose(y, right, atol=2e-5 if first else 2e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("C", [3, 8])
+def test_statistics_over_many_blocks(device: Any, rng: Any, C: int) -> None:
+    """Every block joins its own mean, and these differ: a drift by 3 deviations over the batch."""
+    x = rng.standard_normal((48, C, 21, 20)) + np.linspace(-1.5, 1.5, 48).reshape(-1, 1, 1, 1)
+    x = (1e4 + x).astype(np.float32)
+    _, mean, var, _ = device(norm.batch_norm_train, x, None, None, 1e-5)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(axis=(0, 2, 3)), rtol=1e-7)
+    np.testing.assert_allclose(var, exact.var(axis=(0, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("C", [3, 8])
+@pytest.mark.parametrize("given", [np.uint8, np.int32, np.int64])
+def test_places_of_every_integer_type(device: Any, rng: Any, C: int, given: Any) -> None:
+    """Bytes where they are enough, as here, and whatever else another kernel wrote."""
+    g = pool_geometry("max_pool2d", (2, C, 9, 8), 3, 2, 1)
+    x, gy = rng.standard_normal(g.x_shape), rng.standard_normal(g.y_shape)
+    _, places = device(pool.max_pool2d, x, g)
+    right, right_places = reference_pool.max_pool2d(x, g)
+    assert places.dtype == np.uint8
+    np.testing.assert_array_equal(places, right_places)
+    np.testing.assert_array_equal(device(pool.max_pool2d_take, x, places.astype(given), g), right)
+    np.testing.assert_allclose(
+        device(pool.max_pool2d_grad, gy, places.astype(given), g),
+        reference_pool.max_pool2d_grad(gy, right_places, g), atol=1e-15,
+    )  # fmt: skip
+
+
+def test_places_of_a_window_larger_than_a_byte(device: Any, rng: Any) -> None:
+    g = pool_geometry("max_pool2d", (1, 2, 17, 17), 17)
+    x = np.zeros(g.x_shape)
+    x[0, :, 16, 15] = 1
+    y, places = device(pool.max_pool2d, x, g)
+    assert y.reshape(-1).tolist() == [1, 1]
+    assert places.reshape(-1).tolist() == [16 * 17 + 15] * 2
+    gx = device(pool.max_pool2d_grad, np.full(g.y_shape, 2.0), places, g)
+    np.testing.assert_array_equal(gx, 2 * x)
 
 
 @pytest.mark.parametrize("C", [5, 8])

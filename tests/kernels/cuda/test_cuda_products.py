@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minires.kernels import ConvGeometry, available, conv_geometry
-from minires.kernels.cuda import product, record, tiles, winograd
+from minires.kernels.cuda import conv, product, record, tiles, winograd
 from minires.kernels.cuda.tiles import PRODUCT_TILES, Plan, Product, Tile
 from minires.testing.kernel_inputs import convolution
 from minires.testing.kernels import reference_kernel
@@ -83,6 +83,29 @@ def test_winograd_in_parts(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "WORKSPACE", images_at_once * tiling.bytes_of(1, 4))
         assert_conforms(emulator, kernel, reference_kernel(kernel.operation), given, dtype, 2.0)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_winograd_adds_up_the_parts_of_its_sums(
+    device: Any, monkeypatch: pytest.MonkeyPatch, tile: int
+) -> None:
+    monkeypatch.setattr(product, "plan", lambda *args: Plan(PRODUCT_TILES[3], 3))
+    g, name = conv_geometry((3, 8, 17, 18), (12, 8, 3, 3), 1, 1), "conv2d_grad_weight"
+    (kernel,) = (k for k in WINOGRAD if (k.operation, k.name) == (name, f"winograd{tile}"))
+    assert_conforms(device, kernel, reference_kernel(name), convolution(name, g), "float32")
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (3, 7)])
+def test_a_split_classifier_has_its_bias_once(
+    device: Any, rng: Any, shape: tuple[int, int]
+) -> None:
+    (N, O), K = shape, 700
+    x, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((N, K), (O, K), (O,)))
+    with record.device() as recorder:
+        conv.linear(x, w, b)
+    assert [made.kernel for made in recorder.launches] == ["gather", "sum_parts"]
+    y = device(conv.linear, x, w, 100 * b)
+    np.testing.assert_allclose(y, x.astype(float) @ w.T + 100.0 * b, atol=1e-3)
 
 
 @pytest.mark.parametrize("operation", PASSES)

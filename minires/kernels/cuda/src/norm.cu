@@ -18,7 +18,8 @@
 //
 // A thread owns V channels (16 bytes if PACKED is 1, or one) and walks down rows; grid (channel tiles, row parts),
 // block (channels, rows). Everything is bound by memory: statistics read x once, the normalising
-// pass reads x and writes y once.
+// pass reads x and writes y once. The first pass goes down the rows, the second one up: what the
+// first has read last, the end of every part, is still in the cache of the device.
 #include "types.cuh"
 
 constexpr int CHUNK = 4;
@@ -37,7 +38,7 @@ __device__ __forceinline__ Moments join(const Moments& a, const Moments& b) {
 }
 
 struct Place {
-    long long first, last, step;  // rows of this thread
+    long long first, last, step, back;  // rows of this thread; its last one
     int channel;
     bool inside;
 };
@@ -48,6 +49,7 @@ __device__ __forceinline__ Place place(long long rows, long long rows_per_part, 
     p.first = begin + threadIdx.y;
     p.last = begin + rows_per_part < rows ? begin + rows_per_part : rows;
     p.step = blockDim.y;
+    p.back = p.first + (p.last > p.first ? (p.last - 1 - p.first) / p.step * p.step : -p.step);
     p.channel = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     p.inside = p.channel < C;
     return p;
@@ -161,7 +163,7 @@ normalise(const T* __restrict__ x, const T* __restrict__ origin, const A* __rest
         scale[v] = gamma ? gamma[c] * inv : inv;
         shift[v] = beta ? beta[c] : A(0);
     }
-    for (long long r = p.first; r < p.last; r += p.step) {
+    for (long long r = p.back; r >= p.first; r -= p.step) {
         long long i = r * C + p.channel;
         Some<T, V> values = load<V>(x + i), other, result;
         if (residual) other = load<V>(residual + i);
@@ -271,7 +273,7 @@ grad_input(const T* __restrict__ gy, const T* __restrict__ x, const T* __restric
         by_mean[v] = gbeta[c] / A(rows);
         by_length[v] = ggamma[c] / A(rows) * inv_std[c];
     }
-    for (long long r = p.first; r < p.last; r += p.step) {
+    for (long long r = p.back; r >= p.first; r -= p.step) {
         long long i = r * C + p.channel;
         Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), ys = xs, result;
         if (behind == RELU_READ) ys = load<V>(y + i);

@@ -2,7 +2,8 @@
 //
 //     y[n,i,j,c] = max or mean over (u,v) of x[n, i*sh + u*dh - ph, j*sw + v*dw - pw, c]
 //
-// The maximum keeps its place k = u*KW + v, the first on ties; a NaN is the maximum. Gradients are
+// The maximum keeps its place k = u*KW + v, the first on ties, in PLACE_BYTES (one for windows up to
+// 256 pixels: a quarter of what an int moves); a NaN is the maximum. Gradients are
 // gathered: each input pixel adds up, in a fixed order, what the windows that it lies in send it.
 // No atomics, and every input is written once.
 //
@@ -12,6 +13,28 @@
 
 constexpr int V = PACKED ? PACK<T> : 1;
 using A = Sum<T>;
+
+template <int BYTES>
+struct PlaceOf {
+    using type = int;
+};
+template <>
+struct PlaceOf<1> {
+    using type = unsigned char;
+};
+using Place = PlaceOf<PLACE_BYTES>::type;
+constexpr int VP = V * PLACE_BYTES > 16 ? 16 / PLACE_BYTES : V;  // places that are moved at once
+
+__device__ __forceinline__ Some<Place, V> load_places(const Place* from) {
+    Some<Place, V> places;
+#pragma unroll
+    for (int k = 0; k < V; k += VP) {
+        Some<Place, VP> some = load<VP>(from + k);
+#pragma unroll
+        for (int q = 0; q < VP; ++q) places.at[k + q] = some.at[q];
+    }
+    return places;
+}
 
 #define WINDOWS                                                                           \
     int N, int C, int H, int W, int OH, int OW, int KH, int KW, int sh, int sw, int ph,   \
@@ -43,7 +66,7 @@ __device__ __forceinline__ int counted(int i, int K, int stride, int padding, in
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-max_pool(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ indices, WINDOWS) {
+max_pool(const T* __restrict__ x, T* __restrict__ y, Place* __restrict__ indices, WINDOWS) {
     int j, c;
     if (!own(OW, C, j, c)) return;
     int i = blockIdx.y, top = i * sh - ph, left = j * sw - pw;
@@ -74,16 +97,20 @@ max_pool(const T* __restrict__ x, T* __restrict__ y, int* __restrict__ indices, 
         long long to = at(n, i, j, c, OH, OW, C);
         Some<T, V> result;
 #pragma unroll
-        for (int k = 0; k < V; ++k) {
-            narrow(result.at[k], best[k]);
-            indices[to + k] = places[k];
-        }
+        for (int k = 0; k < V; ++k) narrow(result.at[k], best[k]);
         store<V>(y + to, result);
+#pragma unroll
+        for (int k = 0; k < V; k += VP) {
+            Some<Place, VP> some;
+#pragma unroll
+            for (int q = 0; q < VP; ++q) some.at[q] = places[k + q];
+            store<VP>(indices + to + k, some);
+        }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-max_pool_grad(const T* __restrict__ gy, const int* __restrict__ indices, T* __restrict__ gx,
+max_pool_grad(const T* __restrict__ gy, const Place* __restrict__ indices, T* __restrict__ gx,
               WINDOWS) {
     int w, c;
     if (!own(W, C, w, c)) return;
@@ -98,9 +125,10 @@ max_pool_grad(const T* __restrict__ gy, const int* __restrict__ indices, T* __re
                 if (j < 0) continue;
                 long long from = at(n, i, j, c, OH, OW, C);
                 Some<T, V> values = load<V>(gy + from);
+                Some<Place, V> places = load_places(indices + from);
 #pragma unroll
                 for (int k = 0; k < V; ++k)
-                    if (indices[from + k] == u * KW + v) sums[k] += wide(values.at[k]);
+                    if (places.at[k] == u * KW + v) sums[k] += wide(values.at[k]);
             }
         }
         Some<T, V> result;
@@ -112,16 +140,18 @@ max_pool_grad(const T* __restrict__ gy, const int* __restrict__ indices, T* __re
 
 // The inputs at the places of the maxima: the adjoint of max_pool_grad.
 extern "C" __global__ void __launch_bounds__(256, 2)
-max_pool_take(const T* __restrict__ x, const int* __restrict__ indices, T* __restrict__ y, WINDOWS) {
+max_pool_take(const T* __restrict__ x, const Place* __restrict__ indices, T* __restrict__ y,
+              WINDOWS) {
     int j, c;
     if (!own(OW, C, j, c)) return;
     int i = blockIdx.y;
     for (int n = blockIdx.z; n < N; n += gridDim.z) {
         long long to = at(n, i, j, c, OH, OW, C);
         Some<T, V> result;
+        Some<Place, V> places = load_places(indices + to);
 #pragma unroll
         for (int k = 0; k < V; ++k) {
-            int place = indices[to + k];
+            int place = places.at[k];
             int h = i * sh - ph + place / KW * dh, w = j * sw - pw + place % KW * dw;
             bool inside = place >= 0 && h >= 0 && h < H && w >= 0 && w < W;
             narrow(result.at[k], inside ? wide(x[at(n, h, w, c + k, H, W, C)]) : A(0));
