@@ -173,7 +173,10 @@ def batch_norm_relu_grad(
 def batch_norm_add_relu_grad(
     gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """The gradients of the join, of what was added too; the ReLU's mask is read off its output."""
+    """The gradients of the join, of what was added too; the ReLU's mask is read off its output.
+
+    The first pass writes the gradient of what was added, gy behind the mask; the second reads it.
+    """
     return _grad(Behind.RELU_READ, (gy, x, y), gamma, None, mean, inv_std)
 
 
@@ -191,13 +194,13 @@ def _grad(
     """(gx, gresidual, ggamma, gbeta); no gresidual unless a join's output is given."""
     r = _Rows(*images)
     parts, ggamma, gbeta = r.parts(), r.vector(), r.vector()
-    given = (
-        *(*r.given, None)[:3], np.int32(behind),
-        *(r.contiguous(v) for v in (gamma, beta, mean, inv_std)),
-    )  # fmt: skip
+    gy, x, y = (*r.given, None)[:3]
+    vectors = [r.contiguous(v) for v in (gamma, beta, mean, inv_std)]
     gresidual = r.xp.empty_like(r.y) if behind is Behind.RELU_READ else None
-    r.over_rows("grad_sums", *given, parts)
+    r.over_rows("grad_sums", gy, x, y, np.int32(behind), *vectors, parts, gresidual)
     r.per_channel("finish_grad_sums", parts, np.int32(r.plan.parts), np.int32(r.C), ggamma, gbeta)
-    r.over_rows("grad_input", *given, ggamma, gbeta, r.y, gresidual)
+    if gresidual is not None:  # gy behind the mask already
+        gy, behind = gresidual, Behind.NOTHING
+    r.over_rows("grad_input", gy, x, np.int32(behind), *vectors, ggamma, gbeta, r.y)
     joined = None if gresidual is None else from_rows(gresidual, r.shape)
     return r.result(), joined, ggamma, gbeta

@@ -140,6 +140,28 @@ def test_batch_norm_divides_its_rows_without_gaps() -> None:
             assert (p.parts - 1) * p.rows_per_part < m <= p.parts * p.rows_per_part
 
 
+MOVED = {
+    "batch_norm_train": ("x", 3), "batch_norm_relu_train": ("x", 3), "batch_norm_eval": ("x", 2),
+    "batch_norm_add_relu_train": ("xr", 4), "batch_norm_grad": ("gx", 5),
+    "batch_norm_relu_grad": ("gx", 5), "batch_norm_add_relu_grad": ("gxy", 7),
+}  # fmt: skip
+"""The images that each takes, and how many it reads and writes: benchmarks/gpu_notes.md."""
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_batch_norm_moves_no_more_than_it_must(name: str) -> None:
+    given, moved = MOVED[name]
+    arrays = [images(8, 16, 12, 12) for _ in given]
+    vectors = {"train": 2, "eval": 4, "grad": 3 + (name == "batch_norm_relu_grad")}
+    values = [np.ones(16, np.float32)] * vectors[name.rpartition("_")[2]]
+    eps = [] if name.endswith("grad") else [1e-5]
+    made = launches(getattr(norm, name), *arrays, *values, *eps)
+    sizes = [a.size for m in made for a in m.args if isinstance(a, np.ndarray)]
+    # Of these, x is given twice for its first row alone, from which all else is measured.
+    first_rows = 2 if name.endswith("train") else 0
+    assert sizes.count(arrays[0].size) - first_rows == moved
+
+
 def test_the_choice_of_convolutions() -> None:
     def chosen(g: ConvGeometry, dtype: str = "float32") -> str:
         return operation("conv2d").select("cuda", g, dtype).name

@@ -186,12 +186,13 @@ __device__ __forceinline__ A masked(A gy, A x_centred, A scale, A shift, A y, in
     return (behind == RELU_READ ? y : x_centred * scale + shift) > 0 ? gy : A(0);
 }
 
-// parts: (parts, 2, C), sums of dy and of dy * xhat.
+// parts: (parts, 2, C), sums of dy and of dy * xhat. gresidual: null, or where dy goes: the gradient
+// of what was added before the ReLU, which grad_input then reads in place of gy and y.
 extern "C" __global__ void __launch_bounds__(256, 2)
 grad_sums(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y, int behind,
           const A* __restrict__ gamma, const A* __restrict__ beta, const A* __restrict__ mean,
-          const A* __restrict__ inv_std, A* __restrict__ parts, long long rows,
-          long long rows_per_part, int C) {
+          const A* __restrict__ inv_std, A* __restrict__ parts, T* __restrict__ gresidual,
+          long long rows, long long rows_per_part, int C) {
     __shared__ A betas[256 * V], gammas[256 * V];
     Place p = place(rows, rows_per_part, C);
     A by_beta[V] = {}, by_gamma[V] = {};
@@ -215,7 +216,9 @@ grad_sums(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict
                 A d = masked(wide(dy.at[v]), centred, scale[v], shift[v], wide(ys.at[v]), behind);
                 by_beta[v] += d;
                 by_gamma[v] += d * (centred * inv[v]);
+                narrow(dy.at[v], d);
             }
+            if (gresidual) store<V>(gresidual + i, dy);
         }
     }
     int at = (threadIdx.y * blockDim.x + threadIdx.x) * V;
@@ -255,12 +258,11 @@ finish_grad_sums(const A* __restrict__ parts, int part_count, int C, A* __restri
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-grad_input(const T* __restrict__ gy, const T* __restrict__ x, const T* __restrict__ y, int behind,
+grad_input(const T* __restrict__ gy, const T* __restrict__ x, int behind,
            const A* __restrict__ gamma, const A* __restrict__ beta, const A* __restrict__ mean,
            const A* __restrict__ inv_std, const A* __restrict__ ggamma,
-           const A* __restrict__ gbeta, T* __restrict__ gx, T* __restrict__ gresidual,
-           long long rows, long long rows_per_part, int C) {
-    // gresidual: null, or where dy goes: the gradient of what was added before the ReLU.
+           const A* __restrict__ gbeta, T* __restrict__ gx, long long rows,
+           long long rows_per_part, int C) {
     Place p = place(rows, rows_per_part, C);
     if (!p.inside) return;
     A middle[V], scale[V], shift[V], by_mean[V], by_length[V];
@@ -275,16 +277,13 @@ grad_input(const T* __restrict__ gy, const T* __restrict__ x, const T* __restric
     }
     for (long long r = p.back; r >= p.first; r -= p.step) {
         long long i = r * C + p.channel;
-        Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), ys = xs, result;
-        if (behind == RELU_READ) ys = load<V>(y + i);
+        Some<T, V> dy = load<V>(gy + i), xs = load<V>(x + i), result;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             A centred = wide(xs.at[v]) - middle[v];
-            A d = masked(wide(dy.at[v]), centred, scale[v], shift[v], wide(ys.at[v]), behind);
-            narrow(dy.at[v], d);
+            A d = masked(wide(dy.at[v]), centred, scale[v], shift[v], A(0), behind);
             narrow(result.at[v], scale[v] * (d - by_mean[v] - centred * by_length[v]));
         }
         store<V>(gx + i, result);
-        if (gresidual) store<V>(gresidual + i, dy);
     }
 }
