@@ -38,6 +38,15 @@ class WgmmaTile:
         return {"BN": self.BN, "STAGES": self.STAGES}
 
     @property
+    def cycles(self) -> int:
+        """What a step takes of shared memory at 128 bytes a cycle, which is what bounds it.
+
+        Each of two warpgroups reads 64 rows of the first factor and BN of the second, of 128 bytes;
+        BM + BN rows were written once. Products take 4 BN cycles (benchmarks/gpu_notes.md).
+        """
+        return 2 * (64 + self.BN) + BM + self.BN
+
+    @property
     def shared(self) -> int:
         """Bytes of shared memory of `gather`: stages, a table of pixels, two barriers a stage."""
         return self.STAGES * ((BM + self.BN) * 128 + 16) + BM * 24
@@ -74,16 +83,18 @@ FEW_STEPS = 4
 
 
 def wgmma_tile(tiles: Tiles, columns: int, rows: int, steps: int, device: Device) -> WgmmaTile:
-    """The tile for this many columns: none wider than needed, nor so wide that few are left.
+    """The tile, of those needed, with which the busiest multiprocessor is done first.
 
     rows: how many blocks there are for each piece of columns. steps: of a block.
     """
     usable = needed(tiles, columns)
-    for tile in usable:
-        enough = rows * ceil_div(columns, tile.BN) >= device.multiprocessors
-        if tile.BN <= 64 or (enough and steps > FEW_STEPS):
-            return tile
-    return usable[-1]
+    if steps <= FEW_STEPS:
+        usable = tuple(t for t in usable if t.BN <= 64)
+
+    def cycles(tile: WgmmaTile) -> int:
+        return ceil_div(rows * ceil_div(columns, tile.BN), device.multiprocessors) * tile.cycles
+
+    return min(usable, key=cycles)
 
 
 def _device(array: Any) -> Device:

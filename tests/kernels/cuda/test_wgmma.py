@@ -148,6 +148,25 @@ def test_convolutions(device: Any, kernel: Any, text: str, rng: Any) -> None:
     check(device, kernel, DRAWN[text], rng, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("BN", [16, 32, 64, 128, 256])
+def test_every_tile(
+    emulator: Any, rng: Any, monkeypatch: pytest.MonkeyPatch, BN: int, dtype: str
+) -> None:
+    """With a piece of columns that is not full, and more steps than stages."""
+    half = dtype == "float16"
+    found = [t for t in (wgmma.WGMMA_TILES if half else wgmma.TF32_TILES) if BN == t.BN]
+    if not found:
+        pytest.skip("there is no such tile for tf32")
+    monkeypatch.setattr(wgmma, "wgmma_tile", lambda *given: found[0])
+    for kernel in KERNELS:
+        if (kernel.name == "tensor") == half:
+            gradient = kernel.operation == "conv2d_grad_weight"
+            columns = BN if gradient else BN + 8  # a weight gradient's tile follows from them
+            C, O = (columns, 40) if kernel.operation == "conv2d_grad_input" else (40, columns)
+            check(emulator, kernel, conv_geometry((2, C, 8, 5), (O, C, 3, 3), 1, 1), rng, dtype)
+
+
 PLANTED = {
     "X is written without swizzle": ("conv_wgmma.cu", "(q ^ row % 8) * 16;\n        Pixel",
                                      "q * 16;\n        Pixel"),
@@ -184,8 +203,8 @@ PLANTED = {
 }  # fmt: skip
 
 
-MANY_STEPS = conv_geometry((2, 40, 9, 9), (24, 40, 3, 3), 1, 1)
-"""More steps than the 5 stages: 6 of 64 numbers, the last in the stage where results will lie. More
+MANY_STEPS = conv_geometry((2, 48, 9, 9), (16, 48, 3, 3), 1, 1)
+"""More steps than the 6 stages: 7 of 64 numbers, the last in the stage where results will lie. More
 than one piece of pixels."""
 
 
@@ -296,7 +315,8 @@ def test_tiles_are_no_wider_than_needed_and_fill_the_device() -> None:
     assert [BN(c, 10000) for c in (8, 16, 24, 48, 64, 100, 128, 200, 256, 512)] == [
         16, 16, 32, 64, 64, 128, 128, 256, 256, 256,
     ]  # fmt: skip
-    assert BN(512, 49) == 128  # 7x7 images: 98 blocks of 256, 196 of 128
+    assert BN(512, 49) == 256  # 7x7 images: one round of 98 blocks
+    assert BN(256, 196) == 128  # 14x14: 2 rounds of 256 take longer than 3 of 128
     assert BN(256, 20) == 64
     assert BN(256, 10000, steps=1) == 64  # 1x1 of 64 channels
     assert all(t.shared <= record.MAX_SHARED for t in (*wgmma.WGMMA_TILES, *wgmma.TF32_TILES))
@@ -313,8 +333,8 @@ def test_a_layer_of_resnet_fills_hopper() -> None:
         wgmma.conv2d_grad_weight(x, x, g)
     pack, gather, weight, total = recorder.launches
     assert pack.args[1].nbytes == w.nbytes  # nothing but the weights: 36 steps of 64
-    assert gather.grid == (196, 1, 1)
-    assert gather.definitions["BN"] == "256"
+    assert gather.grid == (196, 2, 1)
+    assert gather.definitions["BN"] == "128"
     assert gather.args[0].ctypes.data == x.ctypes.data  # nothing was copied
     assert weight.grid[:2] == (18, 1)
     assert weight.grid[2] * 18 >= 2 * 132
