@@ -27,8 +27,8 @@ class Tile:
 
     @property
     def product_shared(self) -> int:
-        """Bytes of shared memory of product.cu: 64 of each row and 16 between, for three steps."""
-        return 3 * (self.BM + self.BN) * (PRODUCT_STEP + 16)
+        """Bytes of shared memory of product.cu: 64 of each row, for three steps."""
+        return 3 * (self.BM + self.BN) * PRODUCT_STEP
 
     @property
     def reuse(self) -> float:

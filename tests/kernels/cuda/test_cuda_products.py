@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minires.kernels import ConvGeometry, available, conv_geometry
-from minires.kernels.cuda import conv, product, record, tiles, winograd
+from minires.kernels.cuda import conv, emulate, product, record, tiles, winograd
 from minires.kernels.cuda.tiles import PRODUCT_TILES, Plan, Product, Tile
 from minires.testing.kernel_inputs import convolution
 from minires.testing.kernels import reference_kernel
@@ -43,6 +43,36 @@ def test_products_in_every_tile(
     assert parts.shape == (3, 2, I, J)
     tolerance = 1e-4 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(parts.sum(axis=0), expected, atol=tolerance)
+
+
+def turns(run: Any, rng: Any, monkeypatch: pytest.MonkeyPatch, tile: Tile) -> tuple[int, int]:
+    """(turns needed, turns taken) of shared memory to write what is copied there."""
+    monkeypatch.setattr(product, "plan", lambda *args: Plan(tile, 1))
+    a, b = rng.standard_normal((1, 128, 256)), rng.standard_normal((1, 128, 256))
+    with emulate.device() as device:
+        before = [counted.total() for counted in device.shared_turns.values()]
+        run(a.astype(np.float32), b.astype(np.float32))
+        after = [counted.total() for counted in device.shared_turns.values()]
+    needed, taken = (y - x for x, y in zip(before, after, strict=True))
+    return needed, taken
+
+
+@pytest.mark.parametrize("tile", PRODUCT_TILES, ids=str)
+def test_copies_have_no_bank_conflicts(
+    emulator: Any, rng: Any, monkeypatch: pytest.MonkeyPatch, tile: Tile
+) -> None:
+    for run in (product.by_rows, product.by_columns):
+        needed, taken = turns(run, rng, monkeypatch, tile)
+        assert needed == taken > 0
+
+
+def test_rows_with_gaps_between_have_some(
+    emulator: Any, altered: Any, rng: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    altered("product.cu", "ROW = BK,", "ROW = BK + V,")
+    monkeypatch.setattr(Tile, "product_shared", 200_000)
+    needed, taken = turns(product.by_rows, rng, monkeypatch, PRODUCT_TILES[2])
+    assert taken > needed
 
 
 def test_products_add_to_earlier_parts(emulator: Any, rng: Any) -> None:

@@ -74,9 +74,11 @@ __device__ __forceinline__ void pipeline(long long begin, long long end, Copy co
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 by_rows(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, long long I, int J,
         long long K, long long k_per_part, int batches, int add) {
-    // Rows of 64 bytes and 16 more: those of neighbouring threads lie in different banks.
-    constexpr int ROW = BK + V, STAGE = (BM + BN) * ROW, ROWS = THREADS / 4;
+    // Place q of row r, 16 bytes, lies at q ^ (r / 2 % 4): what 8 threads read or write at once, of
+    // 8 rows or of 2, is in different banks. A thread's rows are multiples of 8 apart.
+    constexpr int ROW = BK, STAGE = (BM + BN) * ROW, ROWS = THREADS / 4;
     static_assert(BM % ROWS == 0 && BN % ROWS == 0, "every thread copies as many rows");
+    static_assert(HIGH % 8 == 0 && ROWS % 8 == 0, "and all of its rows turn places alike");
     DYNAMIC_SHARED(T, shared);
     Own own;
     Piece piece(J, K, k_per_part, batches);
@@ -88,7 +90,7 @@ by_rows(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, lon
     a += (piece.batch * I + piece.i0 + row_own) * K + q;
     b += (piece.batch * J + piece.j0 + row_own) * K + q;
     auto copy = [&](int stage, long long k) {
-        T* to = shared + stage * STAGE + row_own * ROW + q;
+        T* to = shared + stage * STAGE + row_own * ROW + (q ^ (row_own / 2 % 4 * V));
         bool any = k + q < piece.end;
 #pragma unroll
         for (int l = 0; l < BM / ROWS; ++l) {
@@ -110,10 +112,12 @@ by_rows(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, lon
         for (int k = 0; k < BK; k += V) {
             Some<T, V> left[TM];
 #pragma unroll
-            for (int i = 0; i < TM; ++i) left[i] = load<V>(rows + i * HIGH * ROW + k);
+            for (int i = 0; i < TM; ++i)
+                left[i] = load<V>(rows + i * HIGH * ROW + (k ^ (own.tm / 2 % 4 * V)));
 #pragma unroll
             for (int j = 0; j < TN; ++j) {
-                Some<T, V> right = load<V>(columns + j * WIDE * ROW + k);
+                Some<T, V> right =
+                    load<V>(columns + j * WIDE * ROW + (k ^ (own.tn / 2 % 4 * V)));
 #pragma unroll
                 for (int v = 0; v < V; ++v)
 #pragma unroll
