@@ -157,16 +157,16 @@ for _pass, _even in (
         function=f"tensor_{_pass}", only=_even(8), worth=_few_groups, dtypes=FLOATS[2:],
     )  # fmt: skip
     _add(
-        _pass, "mma", "mma", "Tensor cores by mma.sync, on a Hopper too.",
-        function=_pass, only=_even(8), worth=when_measured, dtypes=FLOATS[2:],
+        _pass, "mma", "tensor", "Tensor cores by mma.sync, on a Hopper too.",
+        function=f"mma_{_pass}", only=_even(8), worth=when_measured, dtypes=FLOATS[2:],
     )  # fmt: skip
     _add(
         _pass, "tf32", "tensor", "Tensor cores: factors rounded to 10 bits; only when named.",
         function=f"tensor_{_pass}", only=_even(4), worth=never, dtypes=FLOATS[:1], exact=False,
     )  # fmt: skip
     _add(
-        _pass, "tf32_mma", "mma", "tf32 by mma.sync, on a Hopper too; only when named.",
-        function=_pass, only=_even(4), worth=never, dtypes=FLOATS[:1], exact=False,
+        _pass, "tf32_mma", "tensor", "tf32 by mma.sync, on a Hopper too; only when named.",
+        function=f"mma_{_pass}", only=_even(4), worth=never, dtypes=FLOATS[:1], exact=False,
     )  # fmt: skip
 for _pass in PASSES:
     _add(

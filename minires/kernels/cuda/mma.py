@@ -17,22 +17,6 @@ from minires.kernels.cuda.tiles import parts_of, splits, warp_tile, weight_warp_
 from minires.kernels.geometry import ConvGeometry
 
 
-def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The implicit product by matrix instructions."""
-    xp = device_of(x).xp
-    y = xp.empty((g.N, *g.out, g.O), x.dtype)
-    _gather(nhwc(xp, x), nhwc(xp, weight), y, g, gradient=False)
-    return nchw(y)
-
-
-def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The same product from gy, once for each residue of the stride."""
-    xp = device_of(gy).xp
-    gx = xp.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    _gather(nhwc(xp, gy), turned(xp, weight, g), gx, g, gradient=True)
-    return nchw(gx)
-
-
 def made(g: ConvGeometry, gradient: bool) -> tuple[int, int]:
     """(residues of the stride, pixels of the largest) that a pass makes: one residue forward."""
     if not gradient:
@@ -41,7 +25,11 @@ def made(g: ConvGeometry, gradient: bool) -> tuple[int, int]:
     return sh * sw, pixels
 
 
-def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bool) -> None:
+def gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bool) -> None:
+    """Write the outputs, or the input gradient, from the other; all arrays are channels last.
+
+    weight: (O, KH, KW, C/G), for both.
+    """
     device = device_of(source)
     tile = warp_tile((g.C if gradient else g.O) // g.groups)
     residues, pixels = made(g, gradient)
@@ -50,12 +38,14 @@ def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bo
     module = device.module("conv_tensor.cu", ELEMENT=source.dtype, **tile.definitions)
     columns = (g.C if gradient else g.O) // g.groups
     grid = ceil_div(pixels, tile.BM), ceil_div(columns, tile.BN), g.groups * residues
+    if gradient:
+        weight = turned(device.xp, nchw(weight), g)
     given = on_16_bytes(device, source), on_16_bytes(device, weight)
     args = (*given, result, np.int32(gradient), *geometry_arguments(g))
     module.kernel("gather")(grid, (tile.threads,), args, tile.shared)
 
 
-def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
+def grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The sum over pixels by matrix instructions, split over blocks and joined in order."""
     device = device_of(x)
     x, gy = (on_16_bytes(device, nhwc(device.xp, a)) for a in (x, gy))

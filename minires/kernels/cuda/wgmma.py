@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.kernels.cuda.arrays import THREADS, ceil_div, grid_for, nchw, nhwc, on_16_bytes
+from minires.kernels.cuda.arrays import THREADS, ceil_div, grid_for, nhwc, on_16_bytes
 from minires.kernels.cuda.conv import geometry_arguments, sum_parts, weight_result
 from minires.kernels.cuda.launch import HOPPER, Device, device_of
 from minires.kernels.cuda.mma import made
@@ -109,22 +109,6 @@ def _device(array: Any) -> Device:
     return device
 
 
-def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The implicit product by warpgroup-wide matrix instructions."""
-    xp = _device(x).xp
-    y = xp.empty((g.N, *g.out, g.O), x.dtype)
-    _gather(nhwc(xp, x), nhwc(xp, weight), y, g, gradient=False)
-    return nchw(y)
-
-
-def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The same product from gy, once for each residue of the stride."""
-    xp = _device(gy).xp
-    gx = xp.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    _gather(nhwc(xp, gy), nhwc(xp, weight), gx, g, gradient=True)
-    return nchw(gx)
-
-
 def most_taps(g: ConvGeometry, gradient: bool) -> int:
     """The most taps that a result of a pass is made from, over the residues of the stride."""
     if not gradient:
@@ -133,8 +117,12 @@ def most_taps(g: ConvGeometry, gradient: bool) -> int:
     return math.prod(ceil_div(k, step) for k, step in zip(g.kernel, steps, strict=True))
 
 
-def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bool) -> None:
-    device = device_of(source)
+def gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bool) -> None:
+    """Write the outputs, or the input gradient, from the other; all arrays are channels last.
+
+    weight: (O, KH, KW, C/G), for both. Raises ValueError on a device that is no Hopper.
+    """
+    device = _device(source)
     S, D = (g.O, g.C) if gradient else (g.C, g.O)
     S, D = S // g.groups, D // g.groups
     residues, pixels = made(g, gradient)
@@ -157,8 +145,11 @@ def _gather(source: Any, weight: Any, result: Any, g: ConvGeometry, gradient: bo
     module.kernel("gather")((rows, pieces, places), (BLOCK,), args, tile.shared)
 
 
-def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
-    """The sum over pixels, split over blocks and joined in order."""
+def grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
+    """The sum over pixels, split over blocks and joined in order.
+
+    Raises ValueError on a device that is no Hopper.
+    """
     device = _device(x)
     x, gy = (on_16_bytes(device, nhwc(device.xp, a)) for a in (x, gy))
     D, K = g.O // g.groups, g.kernel[0] * g.kernel[1] * (g.C // g.groups)

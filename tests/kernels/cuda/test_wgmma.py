@@ -290,12 +290,12 @@ def test_tf32_is_never_chosen_unasked() -> None:
 
 def test_wgmma_elsewhere_is_refused() -> None:
     g = conv_geometry((1, 8, 4, 4), (8, 8, 3, 3), 1, 1)
-    x, w = np.zeros(g.x_shape, np.float16), np.zeros(g.weight_shape, np.float16)
+    x, gy = np.zeros(g.x_shape, np.float16), np.zeros(g.y_shape, np.float16)
     with (
         record.device(capability=(8, 9)),
         pytest.raises(ValueError, match=r"needs compute capability 9\.0, this device has 8\.9"),
     ):
-        wgmma.conv2d(x, w, g)
+        wgmma.grad_weight(x, gy, g)
 
 
 def test_taps_of_the_strides_residues() -> None:
@@ -329,8 +329,8 @@ def test_a_layer_of_resnet_fills_hopper() -> None:
     x = np.zeros((128, 14, 14, 256), np.float16).transpose(0, 3, 1, 2)
     w = np.zeros((256, 3, 3, 256), np.float16).transpose(0, 3, 1, 2)
     with record.device() as recorder:
-        wgmma.conv2d(x, w, g)
-        wgmma.conv2d_grad_weight(x, x, g)
+        tensor.tensor_conv2d(x, w, g)
+        tensor.tensor_conv2d_grad_weight(x, x, g)
     pack, gather, weight, total = recorder.launches
     assert pack.args[1].nbytes == w.nbytes  # nothing but the weights: 36 steps of 64
     assert gather.grid == (196, 2, 1)
