@@ -39,7 +39,7 @@ from minires.functional.random import manual_seed
 from minires.kernels.threads import set_num_threads
 
 if TYPE_CHECKING:
-    from minires import anatomy, bench, data, experiments, models, optim, testing, training
+    from minires import anatomy, bench, cuda, data, experiments, models, optim, testing, training
     from minires.bench.ahead import compile_kernels
     from minires.bench.profile import profile
     from minires.bench.tune import tune
@@ -51,6 +51,7 @@ __version__ = "0.1.0"
 _SUBMODULES = (
     "anatomy",
     "bench",
+    "cuda",
     "data",
     "experiments",
     "models",

@@ -25,7 +25,9 @@ from minires.cli.train import train
 
 # Typer exports this one; its bases are the same errors in every version.
 _UsageError: Any = typer.BadParameter.__base__
-_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
+_EXPECTED = (
+    ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError, MemoryError
+)  # fmt: skip
 
 app = typer.Typer(
     name="minires",

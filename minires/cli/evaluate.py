@@ -74,6 +74,8 @@ def evaluate(
             metavar="R,G,B", callback=_numbers, help="Divided by.", rich_help_panel=FOREIGN
         ),
     ] = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
     threads: options.Threads = None,
     kernels: options.Kernels = None,
 ) -> None:
@@ -89,6 +91,7 @@ def evaluate(
     """
     from minires.cli.sets import use_threads
     from minires.training import evaluate as measure
+    from minires.training.precision import check_precision
 
     if split not in ("test", "train"):
         raise typer.BadParameter(f"--split is test or train, got {split!r}")
@@ -101,8 +104,18 @@ def evaluate(
         raise typer.BadParameter("--shortcut, --mean and --std go with --model")
     else:
         trained = _own(weights, dataset)
-    transform = trained.normalization.transform()
-    _show(trained, dataset, measure(trained.model, dataset, transform, batch_size=batch_size))
+    device, precision = device or "cpu", precision or "fp32"
+    check_precision(precision, device)
+    trained.model.to(device)
+    result = measure(
+        trained.model,
+        dataset,
+        trained.normalization.transform(),
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    )
+    _show(trained, dataset, result)
 
 
 def _source(

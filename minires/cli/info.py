@@ -132,8 +132,22 @@ def _gpu() -> list[tuple[str, str]]:
         return [*rows, ("note", "without a GPU everything runs on the processor")]
     rows.append(("driver", f"for CUDA {driver[0]}.{driver[1]}"))
     package = "cupy-cuda13x" if driver[0] >= 13 else "cupy-cuda12x"
-    rows.append(("CuPy", cupy or f"not installed: pip install {package}"))
-    return rows
+    if cupy is None:
+        extra = package.removeprefix("cupy-cuda").removesuffix("x")
+        how = f"not installed: pip install 'minires[cuda{extra}]', or {package} and ml-dtypes"
+        return [*rows, ("CuPy", how)]
+    return [*rows, ("CuPy", cupy), ("usable", _usable(len(devices)))]
+
+
+def _usable(devices: int) -> str:
+    """Whether minires can compute there, which takes CuPy, a driver for its CUDA, and a GPU."""
+    from minires.kernels.cuda.launch import numbered
+
+    try:
+        numbered(0)
+    except (ImportError, RuntimeError) as error:
+        return f"no: {error}"
+    return "yes: --device cuda" + (f", cuda:0 to cuda:{devices - 1}" if devices > 1 else "")
 
 
 def _cuda_driver() -> tuple[tuple[int, int] | None, list[str]]:

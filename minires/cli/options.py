@@ -93,6 +93,54 @@ Threads = Annotated[
 ]
 
 
+def check_device(name: str | None) -> str | None:
+    from minires.kernels.arrays import parse_device
+
+    if name is not None:
+        try:
+            parse_device(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return name
+
+
+def check_precision(name: str | None) -> str | None:
+    from minires.training.precision import PRECISIONS
+
+    return _checked("precision", name, PRECISIONS)
+
+
+COMPUTING = "Where and how it is computed"
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda|cuda:N",
+        callback=check_device,
+        help="cuda needs an NVIDIA GPU and CuPy; see `minires info`. [default: cpu]",
+        rich_help_panel=COMPUTING,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|tf32|bf16|fp16",
+        callback=check_precision,
+        help="Of activations and products, on cuda; weights are kept in float32. [default: fp32]",
+        rich_help_panel=COMPUTING,
+    ),
+]
+NoGraph = Annotated[
+    bool,
+    typer.Option(
+        "--no-graph",
+        help="On cuda: launch kernels one by one, not whole steps as CUDA graphs.",
+        rich_help_panel=COMPUTING,
+    ),
+]
+
+
 def load_kernels(paths: list[Path] | None) -> list[Path] | None:
     """Register the kernels of these files, and say which."""
     if paths:

@@ -125,6 +125,8 @@ def _show_start(console: Console, run: Run) -> None:
         f"{_count(config['threads'], 'thread')}",
         _folder(run),
     ]
+    if trainer.on_device is not None:
+        lines.append(trainer.on_device.description())
     if trainer.epoch:
         lines.append(f"going on after epoch {trainer.epoch}")
     for line in lines:
@@ -145,6 +147,8 @@ def _show_end(console: Console, run: Run) -> None:
         rows.add_row("best", f"{100 * (best.test_accuracy or 0):.2f} % after epoch {best.epoch}")
     speed = sum(m.images_per_second for m in run.history) / len(run.history)
     rows.add_row("time", f"{duration(run.seconds)}, training {speed:,.0f} images/s")
+    if run.trainer.on_device is not None:
+        rows.add_row("steps", run.trainer.on_device.launching())
     rows.add_row("run", _folder(run))
     console.print()
     console.print(rows, soft_wrap=True)

@@ -86,6 +86,9 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    no_graph: options.NoGraph = False,
     threads: options.Threads = None,
     kernels: options.Kernels = None,
 ) -> None:
@@ -97,19 +100,25 @@ def train(
 
     Example: `minires train --data photos/ --size 96 --epochs 20`
 
+    Example: `minires train --data cifar10 --data-dir data --device cuda --precision bf16`
+
     Example: `minires train --resume runs/2025-01-31-cifar10-resnet20`
     """
     from minires.cli.progress import train_with_display
 
+    computing = {"device": device, "precision": precision, "graph": False if no_graph else None}
+    computing = {name: value for name, value in computing.items() if value is not None}
     if resume is not None:
-        allowed = ("resume", "threads", "data_dir", "kernels", "profile")
+        allowed = ("resume", "threads", "data_dir", "kernels", "profile", "device", "precision",
+                   "no_graph")  # fmt: skip
         given = [name for name, value in context.params.items() if value not in (None, False)]
         others = ["--" + name.replace("_", "-") for name in given if name not in allowed]
         if others:
             raise typer.BadParameter(
                 f"--resume goes on with the settings of the run: leave out {', '.join(others)}"
             )
-        run = _resumed(resume, data_dir, threads)
+        run = _resumed(resume, data_dir, threads, computing)
+        _refuse_profile(profile, run.trainer.device)
         if run.finished:
             from minires.cli.console import output
 
@@ -119,13 +128,24 @@ def train(
     else:
         from minires.cli.sets import Source
 
+        _refuse_profile(profile, device)
+
         source = Source.from_options(data or "digits", data_dir, size, limit, validate)
         changes = {
             "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         }  # fmt: skip
         changes = {name: value for name, value in changes.items() if value is not None}
-        run = _new(source, model, shortcut, recipe, changes, seed or 0, out, download, threads)
+        run = _new(source, model, shortcut, recipe, changes, seed or 0, out, download, threads,
+                   computing)  # fmt: skip
     train_with_display(run, profile)
+
+
+def _refuse_profile(profile: bool, device: str | None) -> None:
+    if profile and device not in (None, "cpu"):
+        raise typer.BadParameter(
+            "--profile watches the processor, and a GPU works on while it looks: use NVIDIA's "
+            "Nsight Systems (nsys profile minires train --no-graph ...)"
+        )
 
 
 def _new(
@@ -138,6 +158,7 @@ def _new(
     out: Path | None,
     download: bool,
     threads: int | None,
+    computing: dict[str, Any],
 ) -> Run:
     """A run from the options."""
     from minires.cli.sets import use_threads
@@ -156,10 +177,13 @@ def _new(
         seed=seed,
         source=source.as_dict(),
         threads=use_threads(threads, train_set),
+        **computing,
     )
 
 
-def _resumed(folder: Path, data_dir: Path | None, threads: int | None) -> Run:
+def _resumed(
+    folder: Path, data_dir: Path | None, threads: int | None, computing: dict[str, Any]
+) -> Run:
     """The run in a folder, with its data and its number of threads."""
     from minires.cli.sets import Source
     from minires.kernels.threads import available_cores, set_num_threads
@@ -177,4 +201,4 @@ def _resumed(folder: Path, data_dir: Path | None, threads: int | None) -> Run:
     if data_dir is not None:
         known = {**known, "data_dir": str(data_dir.absolute())}
     source = Source(**known)
-    return Run.resume(folder, source.load("train"), source.load("test"))
+    return Run.resume(folder, source.load("train"), source.load("test"), **computing)

@@ -6,8 +6,9 @@ import operator
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from minires.data.dataset import Dataset
 from minires.data.transforms import ToFloat, Transform
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+T = TypeVar("T")
 
 
 class Loader:
@@ -76,17 +78,17 @@ class Loader:
         self.epoch = _at_least("epoch", epoch, 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._batches(self.epoch)
-        return _prefetched(batches, self.prefetch) if self.prefetch else batches
+        batches = self.batches()
+        return prefetched(batches, self.prefetch) if self.prefetch else batches
+
+    def batches(self) -> Iterator[Batch]:
+        """The same batches, each prepared when it is asked for, by whoever asks."""
+        return self._batches(self.epoch)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        order = np.arange(len(self.dataset))
-        if self.shuffle:
-            order = self._generator(epoch, 0).permutation(order)
         images = to_nhwc(self.dataset.images)
-        for b in range(len(self)):
-            picked = order[b * self.batch_size : (b + 1) * self.batch_size]
-            x = self.transform(to_nchw(images[picked]), self._generator(epoch, b + 1))
+        for picked, generator in self.picks(epoch):
+            x = self.transform(to_nchw(images[picked]), generator)
             if x.dtype != np.float32:
                 raise TypeError(f"Loader: {self.transform!r} gives {x.dtype}, expected float32")
             if len(x) != len(picked):
@@ -94,6 +96,15 @@ class Loader:
                     f"Loader: {self.transform!r} gives {len(x)} images for {len(picked)}"
                 )
             yield x, self.dataset.labels[picked]
+
+    def picks(self, epoch: int) -> Iterator[tuple[NDArray[np.int64], np.random.Generator]]:
+        """Of each batch of an epoch: which images it has, and what its augmentation draws from."""
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            order = self._generator(epoch, 0).permutation(order)
+        for b in range(len(self)):
+            picked = order[b * self.batch_size : (b + 1) * self.batch_size]
+            yield picked, self._generator(epoch, b + 1)
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         seed = np.random.SeedSequence(self.seed, spawn_key=(epoch, stream))
@@ -123,9 +134,9 @@ class _End:
     error: BaseException | None
 
 
-def _prefetched(batches: Iterator[Batch], ahead: int) -> Iterator[Batch]:
+def prefetched(batches: Iterator[T], ahead: int) -> Generator[T, None, None]:
     """The same batches, prepared by a thread that is at most `ahead` of the reader."""
-    ready: queue.Queue[Batch | _End] = queue.Queue(maxsize=ahead)
+    ready: queue.Queue[T | _End] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
     def work() -> None:

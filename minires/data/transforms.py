@@ -184,9 +184,13 @@ class RandomHorizontalFlip:
             raise ValueError(f"RandomHorizontalFlip: p must be in 0..1, got {p}")
         self.p = p
 
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """Which of n images are mirrored: bool (n,)."""
+        return np.asarray(rng.random(n) < self.p)
+
     def __call__(self, images: Array, rng: np.random.Generator | None = None) -> Array:
         _check(self, images)
-        flip = _generator(self, rng).random(len(images)) < self.p
+        flip = self.draw(len(images), _generator(self, rng))
         nhwc = to_nhwc(images)
         out = np.array(nhwc, order="C")
         out[flip] = nhwc[flip, :, ::-1]
@@ -227,6 +231,13 @@ class RandomCrop:
             raise ValueError(f"RandomCrop: padding must not be negative, got {padding}")
         self.padding = padding
 
+    def draw(
+        self, n: int, image: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Array, Array]:
+        """(top, left) of the windows in n padded images of (height, width): integers (n,) each."""
+        (h, w), (H, W), p = self.size, image, self.padding
+        return rng.integers(0, H + 2 * p - h + 1, n), rng.integers(0, W + 2 * p - w + 1, n)
+
     def __call__(self, images: Array, rng: np.random.Generator | None = None) -> Array:
         _check(self, images)
         rng = _generator(self, rng)
@@ -235,8 +246,7 @@ class RandomCrop:
         _fits(self, self.size, (H + 2 * p, W + 2 * p))
         padded = np.zeros((N, H + 2 * p, W + 2 * p, C), images.dtype)
         padded[:, p : p + H, p : p + W] = to_nhwc(images)
-        top = rng.integers(0, H + 2 * p - h + 1, N)
-        left = rng.integers(0, W + 2 * p - w + 1, N)
+        top, left = self.draw(N, (H, W), rng)
         windows = sliding_window_view(padded, (h, w), axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)
         return to_nchw(windows[np.arange(N), top, left])
 

@@ -14,7 +14,7 @@ knows a faster one (`selection.py`), or `use` or the variable MINIRES_KERNELS na
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -198,6 +198,7 @@ class Operation:
             k for k in self.kernels if (k.backend, k.name) != (kernel.backend, kernel.name)
         ]
         self.kernels.append(kernel)
+        _count_change()
         self.forget()
 
     def forget(self) -> None:
@@ -214,6 +215,7 @@ observer: Callable[[Operation, Kernel, tuple[Any, ...]], Any] | None = None
 _operations: dict[str, Operation] = {}
 _preferred: dict[str, str] = {}  # by operation, and "algorithm"
 _late: list[str] = []
+_changes = 0  # of what there is to choose from, and of the measurements
 
 
 def backend_of(array: Any) -> str:
@@ -396,13 +398,28 @@ def _choose_again() -> None:
         op.forget()
 
 
-threads.at_change(_choose_again)  # a table is of one number of threads
+def _count_change() -> None:
+    global _changes
+    _changes += 1
+
+
+def _measured_otherwise() -> None:
+    _count_change()
+    _choose_again()
+
+
+threads.at_change(_measured_otherwise)  # a table is of one number of threads
 
 
 def read_tables_again() -> None:
     """Look at the tables of measurements anew, which are otherwise read once."""
     selection.forget()
-    _choose_again()
+    _measured_otherwise()
+
+
+def mark() -> Hashable:
+    """Equal to an earlier one if nothing has changed since by which kernels are chosen."""
+    return tuple(_preferred.items()), _changes
 
 
 def choices(backend: str) -> dict[str, Any]:

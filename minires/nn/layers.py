@@ -109,6 +109,8 @@ class Linear(Module):
             init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype.itemsize == 2 and self.weight.dtype == np.float32:
+            x = x.float()  # mixed precision: what comes after the convolutions is float32
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -143,7 +143,15 @@ class Optimizer:
                 parameter._buffer.version += 1
 
     def update_all(self, changed: list[tuple[Tensor, Any]], group: Group) -> None:
-        """Change the parameters of a group that have gradients, one after the other."""
+        """Change the parameters of a group that have gradients, one after the other.
+
+        Raises CaptureError while a graph is captured: settings are numbers of the host here.
+        """
+        if changed and type(changed[0][0]._data) is not np.ndarray:
+            from minires.kernels.cuda import graph
+
+            if graph.active() is not None:
+                raise graph.CaptureError(f"{self._name} keeps numbers of its steps on the host")
         for parameter, gradient in changed:
             with active(parameter._data):
                 self.update(parameter, gradient, group)

@@ -36,6 +36,8 @@ class SGD(Optimizer):
 
     arrays = ("momentum_buffer",)
     capturable = True
+    control: Any = None
+    """What a device decides by itself: see `FusedSGD.step`; None on the CPU."""
 
     def __init__(
         self,
@@ -81,6 +83,11 @@ class SGD(Optimizer):
                 others.append((parameter, gradient))
             else:
                 together.setdefault((parameter.device, p.dtype), []).append((parameter, gradient))
+        if others and self.control is not None:
+            raise ValueError(
+                "SGD: steps that a device may skip need parameters without gaps in memory, and no "
+                f"dampening in the first one; got dampening={group['dampening']}"
+            )
         super().update_all(others, group)
         for key, pairs in together.items():
             with active(pairs[0][0]._data):
@@ -89,6 +96,7 @@ class SGD(Optimizer):
     def _update_together(
         self, key: tuple[str, Any], pairs: list[tuple[Tensor, Any]], group: Group
     ) -> None:
+        from minires.kernels.cuda import graph
         from minires.kernels.cuda.sgd import FusedSGD
 
         parameters = [parameter._data for parameter, _ in pairs]
@@ -102,8 +110,13 @@ class SGD(Optimizer):
                 parameters, **settings, nesterov=group["nesterov"], buffers=buffers
             )
             self._fused[id(group), *key] = fused, parameters + buffers
-        fused.set(**settings)
-        fused.step([_laid_out_as(p, g) for p, (_, g) in zip(parameters, pairs, strict=True)])
+        capture = graph.active()
+        if capture is None:
+            fused.set(**settings)
+        else:
+            capture.before_launch(self.upload)  # the rate of now is not that of every launch
+        gradients = [_laid_out_as(p, g) for p, (_, g) in zip(parameters, pairs, strict=True)]
+        fused.step(gradients, self.control)
 
     def _buffer(self, parameter: Tensor) -> Any:
         """The momentum buffer, in the parameter's memory order; zeros if it has none yet."""

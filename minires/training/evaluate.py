@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,9 @@ from minires import functional as F
 from minires.autograd import Tensor, no_grad
 from minires.data import Dataset, Loader
 from minires.data.transforms import Transform
+from minires.kernels.arrays import to_host
 from minires.nn import Module
+from minires.training.precision import MixedPrecision, check_precision, kernels_of
 
 
 @dataclass(frozen=True)
@@ -58,43 +63,72 @@ class Evaluation:
 
 
 def evaluate(
-    model: Module, dataset: Dataset, transform: Transform, *, batch_size: int = 256
+    model: Module,
+    dataset: Dataset,
+    transform: Transform,
+    *,
+    batch_size: int = 256,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> Evaluation:
     """Run the model in evaluation mode on every image once; modes are put back afterwards.
 
     transform: as given to `Loader`: uint8 images to the float32 images the model expects.
     batch_size: does not change the result, up to the rounding of matrix products.
+    device: where the model is. precision: see `training.precision`.
 
-    Raises ValueError if the set is empty or the model gives another number of classes.
+    Raises ValueError if the set is empty, the model gives another number of classes, or the device
+    lacks the precision.
     """
+    check_precision(precision, device)
     if len(dataset) == 0:
         raise ValueError(f"evaluate: {dataset!r} has no images")
     K = len(dataset.classes)
     confusion = np.zeros((K, K), np.int64)
-    losses = []
+    losses, answers, labels = [], [], []
     start = time.perf_counter()
     modes = [(module, module.training) for module in model.modules()]
     loader = Loader(dataset, batch_size=batch_size, transform=transform)
+    place, batches = _on(device, loader)
+    call = MixedPrecision(model, precision)
     model.eval()
     try:
         # Overflow is not hidden: it shows as a loss that is not finite.
-        with no_grad(), np.errstate(over="ignore", invalid="ignore"):
-            for x, y in loader:
-                logits = model(Tensor._wrap(x))
+        quiet = np.errstate(over="ignore", invalid="ignore")
+        with no_grad(), quiet, place, kernels_of(precision):
+            for x, y in batches:
+                logits = call(Tensor._wrap(x))
                 if logits.shape != (len(y), K):
                     raise ValueError(
                         f"evaluate: the model gives {'x'.join(map(str, logits.shape))} for "
                         f"{len(y)} images; expected {len(y)}x{K} ({K} classes of {dataset.name})"
                     )
-                losses.append(F.cross_entropy(logits, y, reduction="none")._data)
-                np.add.at(confusion, (y, logits._data.argmax(axis=1)), 1)
+                losses.append(F.cross_entropy(logits, Tensor._wrap(y), reduction="none")._data)
+                answers.append(logits._data.argmax(axis=1))
+                labels.append(y.copy())
+        # Read at the end, once for each batch: a device does not wait for the host in between.
+        loss, answer, label = (
+            np.concatenate([to_host(part) for part in parts]) for parts in (losses, answers, labels)
+        )
     finally:
         for module, training in modes:
             module.training = training
+    np.add.at(confusion, (label, answer), 1)
     return Evaluation(
-        loss=float(np.concatenate(losses).mean(dtype=np.float64)),
+        loss=float(loss.mean(dtype=np.float64)),
         accuracy=float(np.trace(confusion) / len(dataset)),
         confusion=confusion,
         classes=dataset.classes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _on(device: str, loader: Loader) -> tuple[AbstractContextManager[Any], Iterable[Any]]:
+    """A block in which the device is the current one, and the loader's batches there."""
+    if device == "cpu":
+        return nullcontext(), loader
+    from minires.kernels.cuda.graph import Workplace
+    from minires.training.transfer import Transfer
+
+    place = Workplace(device)
+    return place, Transfer(loader, place)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minires.autograd import Tensor
+from minires.kernels.arrays import to_host
 from minires.nn import Module
 
 
@@ -98,8 +99,9 @@ def find_in_state(model: Module) -> str | None:
 
 def _first_held(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     for name, tensor in tensors:
-        if not np.isfinite(tensor._data).all():
-            return f"{name} holds {_count(tensor._data)}"
+        values = to_host(tensor._data)
+        if not np.isfinite(values).all():
+            return f"{name} holds {_count(values)}"
     return None
 
 

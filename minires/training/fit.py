@@ -74,6 +74,9 @@ class Run:
         seed: int = 0,
         source: Mapping[str, Any] | None = None,
         threads: int | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+        graph: bool = True,
     ) -> Run:
         """A run that has not begun; see `fit`. Its folder is made, and written to, at once.
 
@@ -90,13 +93,19 @@ class Run:
             model = models.create(model, **chosen)
         elif chosen:
             raise TypeError("fit: options go with the name of a model; this one is built already")
-        trainer = Trainer(model, train_set, test_set, recipe, seed=seed)
+        trainer = Trainer(
+            model, train_set, test_set, recipe,
+            seed=seed, device=device, precision=precision, graph=graph,
+        )  # fmt: skip
         config = {
             "model": name,
             "options": chosen,
             "recipe": recipe.as_dict(),
             "seed": seed,
             "threads": threads,
+            "device": trainer.device,
+            "precision": precision,
+            "graph": graph,
             "kernels": choices("cpu"),
             "source": None if source is None else dict(source),
             "sets": _describe_sets(train_set, test_set),
@@ -116,11 +125,15 @@ class Run:
         test_set: Dataset | None = None,
         *,
         model: Module | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        graph: bool | None = None,
     ) -> Run:
         """A run that goes on after its last finished epoch and ends as if it had not been stopped.
 
         folder: the run's. train_set, test_set: the sets it was begun with. model: one built like
-        the one it was begun with, if that was not given by name.
+        the one it was begun with, if that was not given by name. device, precision, graph: other
+        ones than it was begun with; on another device it ends with other bits.
 
         Raises FileNotFoundError if there is no such run, ValueError if its checkpoint is truncated
         or the sets are not those it was begun with.
@@ -145,7 +158,12 @@ class Run:
             with init.skip_init():
                 model = models.create(config["model"], **config["options"])
         recipe = Recipe(**config["recipe"])
-        trainer = Trainer(model, train_set, test_set, recipe, seed=config["seed"])
+        asked = {"device": device, "precision": precision, "graph": graph}
+        begun = {name: config[name] for name in asked if name in config}  # since there are devices
+        computing = begun | {name: value for name, value in asked.items() if value is not None}
+        trainer = Trainer(
+            model, train_set, test_set, recipe, seed=config["seed"], **computing
+        )
         trainer.load_state(checkpoint.arrays, checkpoint.state["trainer"])
         records = opened.keep_metrics(trainer.epoch)
         return cls(trainer, config, opened, [EpochMetrics(**record) for record in records])
@@ -231,6 +249,9 @@ def fit(
     seed: int = 0,
     log: Callable[[str], None] | None = print,
     on_step: Callable[[Progress], None] | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    graph: bool = True,
 ) -> Run:
     """Train a model and return the run, which holds it and all that was measured.
 
@@ -240,14 +261,18 @@ def fit(
     options: of `models.create`; the classes and channels are taken from the set.
     out: the folder to make for the run (it must be new or empty), or None to write nothing.
     log: takes a heading and one line per epoch; None for silence.
-    on_step: called after every batch.
+    on_step: called after every batch; on a CUDA device after every 25, and at the end of an epoch.
+    device, precision, graph: see `Trainer`.
 
     The same seed, machine and number of threads give the same bits.
 
     Raises FileExistsError if `out` holds something, OSError if it cannot be written (both before
     any training), NotFiniteError where the loss or a gradient is not finite.
     """
-    run = Run.new(model, train_set, test_set, recipe, options=options, out=out, seed=seed)
+    run = Run.new(
+        model, train_set, test_set, recipe,
+        options=options, out=out, seed=seed, device=device, precision=precision, graph=graph,
+    )  # fmt: skip
     epochs = run.trainer.epochs
     if log is None:
         return run.train(None, on_step)

@@ -46,8 +46,10 @@ class TrainedModel:
     def predict(self, images: Any) -> np.ndarray:
         """Probabilities, float32 (N, K), of uint8 images (N, C, H, W)."""
         x = self.normalization.transform()(images)
+        device = next((p.device for p in self.model.parameters()), "cpu")
         with no_grad():
-            return np.asarray(F.softmax(self.model(Tensor._wrap(x)), axis=1).numpy())
+            logits = self.model(Tensor._wrap(x).to(device))
+            return np.asarray(F.softmax(logits, axis=1).cpu().numpy())
 
 
 def save_model(path: StrPath, trained: TrainedModel) -> None:
@@ -61,7 +63,8 @@ def save_model(path: StrPath, trained: TrainedModel) -> None:
         "image_shape": json.dumps(trained.image_shape),
         "normalization": trained.normalization.to_json(),
     }
-    save_file(path, trained.model.state_dict(), metadata)
+    state = {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()}
+    save_file(path, state, metadata)
 
 
 def load_model(path: StrPath, model: Module | None = None) -> TrainedModel:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from minires import optim
 from minires.autograd import Tensor
 from minires.data import Dataset, Loader
 from minires.functional.random import get_rng_state, set_rng_state
+from minires.kernels.arrays import parse_device, to_host
 from minires.nn import Module
-from minires.training.evaluate import evaluate
+from minires.training.evaluate import Evaluation, evaluate
 from minires.training.finiteness import (
     NotFiniteError,
     all_finite,
@@ -27,7 +28,11 @@ from minires.training.finiteness import (
 )
 from minires.training.normalization import Normalization
 from minires.training.packing import pack, unpack
+from minires.training.precision import check_precision
 from minires.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from minires.training.device_training import DeviceTraining
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,18 @@ class Progress:
     loss: float
     accuracy: float
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an epoch has summed up so far: loss over images, right answers, images, batches; lr: of
+    the last batch."""
+
+    step: int
+    lr: float
+    loss: float
+    right: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,13 @@ class Trainer:
             ...
 
     The order of the images and their augmentation follow from the seed and the epoch alone.
+
+    device: "cpu", "cuda", "cuda:1"; the model is moved there and stays.
+    precision: "fp32", or on a CUDA device "tf32", "bf16" or "fp16"; see `training.precision`.
+    graph: on a CUDA device, whether steps become a CUDA graph; see `GraphedStep`.
+
+    Raises ValueError for an unknown device, or a precision that it lacks; ImportError without CuPy
+    and RuntimeError without a GPU, if one is asked for.
     """
 
     def __init__(
@@ -96,9 +120,14 @@ class Trainer:
         recipe: Recipe,
         *,
         seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+        graph: bool = True,
     ) -> None:
         if len(train_set) == 0:
             raise ValueError(f"Trainer: {train_set!r} has no images")
+        self.device = "cpu" if parse_device(device)[0] == "cpu" else device
+        self.precision = check_precision(precision, self.device)
         self.model, self.recipe = model, recipe
         self.train_set, self.test_set = train_set, test_set
         self.normalization = Normalization.fit(recipe.normalization, train_set)
@@ -112,6 +141,8 @@ class Trainer:
         self.total_steps = recipe.total_steps(len(self.loader))
         self.epochs = math.ceil(self.total_steps / len(self.loader))
         self.schedule = recipe.learning_rates(self.total_steps)
+        if self.device != "cpu":
+            model.to(self.device)
         self.optimizer = optim.SGD(
             model.parameters(),
             lr=recipe.lr,
@@ -123,6 +154,11 @@ class Trainer:
         self.step = 0  # finished batches
         self.careful = recipe.careful_lr is not None
         self.running_error = 1.0
+        self.on_device: DeviceTraining | None = None
+        if self.device != "cpu":
+            from minires.training.device_training import DeviceTraining
+
+            self.on_device = DeviceTraining(self, graph)
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Iterator[EpochMetrics]:
         """Train the epochs that are left; yields the metrics of each when it is finished.
@@ -138,51 +174,66 @@ class Trainer:
         self.model.train()
         self.loader.set_epoch(self.epoch)
         steps = min(len(self.loader), self.total_steps - self.step)
-        loss_sum, right, images = 0.0, 0, 0
-        for step, (x, y) in enumerate(itertools.islice(self.loader, steps), 1):
-            lr = self._learning_rate()
-            loss, correct = self._train_batch(x, y, lr)
-            loss_sum += loss * len(y)
-            right += correct
-            images += len(y)
+        for reading in self._readings(steps):
+            speed = reading.images / (time.perf_counter() - start)
             if on_step is not None:
                 on_step(
                     Progress(
                         epoch=self.epoch + 1,
                         epochs=self.epochs,
-                        step=step,
+                        step=reading.step,
                         steps=steps,
                         done=self.step,
                         total=self.total_steps,
-                        lr=lr,
-                        loss=loss_sum / images,
-                        accuracy=right / images,
-                        images_per_second=images / (time.perf_counter() - start),
+                        lr=reading.lr,
+                        loss=reading.loss / reading.images,
+                        accuracy=reading.right / reading.images,
+                        images_per_second=speed,
                     )
                 )
-        speed = images / (time.perf_counter() - start)
         broken = find_in_state(self.model)
         if broken is not None:  # by the last step: the next one would have told
-            raise NotFiniteError(self.epoch + 1, self.step, lr, f"after it, {broken}")
+            raise NotFiniteError(self.epoch + 1, self.step, reading.lr, f"after it, {broken}")
         test_loss = test_accuracy = None
         if self.test_set is not None:
-            result = evaluate(self.model, self.test_set, self.normalization.transform())
+            result = self.evaluate(self.test_set)
             test_loss = result.loss if math.isfinite(result.loss) else None
             test_accuracy = result.accuracy
         self.epoch += 1
         return EpochMetrics(
             epoch=self.epoch,
             step=self.step,
-            lr=lr,
-            train_loss=loss_sum / images,
-            train_accuracy=right / images,
+            lr=reading.lr,
+            train_loss=reading.loss / reading.images,
+            train_accuracy=reading.right / reading.images,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             seconds=time.perf_counter() - start,
             images_per_second=speed,
         )
 
-    def _learning_rate(self) -> float:
+    def evaluate(self, dataset: Dataset) -> Evaluation:
+        """The model's loss and accuracy on a set, on the trainer's device in its precision."""
+        if self.on_device is not None:
+            return self.on_device.evaluate(dataset)
+        return evaluate(self.model, dataset, self.normalization.transform())
+
+    def _readings(self, steps: int) -> Iterator[Reading]:
+        """Train so many batches of the epoch; on the CPU there is a reading after each."""
+        if self.on_device is not None:
+            yield from self.on_device.readings(steps)
+            return
+        loss_sum, right, images = 0.0, 0, 0
+        for step, (x, y) in enumerate(itertools.islice(self.loader, steps), 1):
+            lr = self.learning_rate()
+            loss, correct = self._train_batch(x, y, lr)
+            loss_sum += loss * len(y)
+            right += correct
+            images += len(y)
+            yield Reading(step, lr, loss_sum, right, images)
+
+    def learning_rate(self) -> float:
+        """Of the next batch."""
         if self.careful and self.recipe.careful_lr is not None:
             return self.recipe.careful_lr
         return float(self.schedule(self.step))
@@ -193,7 +244,7 @@ class Trainer:
         # NumPy's warnings of overflow say less than the check of the result.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             logits = self.model(Tensor._wrap(x))
-            loss = self._loss(logits, y)
+            loss = self.loss(logits, y)
             value = float(loss.item())
             finite = math.isfinite(value)
             if finite:
@@ -202,7 +253,7 @@ class Trainer:
                 finite = all_finite(g._data for g in gradients if g is not None)
             if not finite:
                 set_rng_state(random_state)
-                place = find_not_finite(self.model, x, lambda output: self._loss(output, y))
+                place = find_not_finite(self.model, x, lambda output: self.loss(output, y))
                 raise NotFiniteError(self.epoch + 1, self.step + 1, lr, place)
             self.optimizer.lr = lr
             self.optimizer.step()
@@ -211,18 +262,23 @@ class Trainer:
         if self.recipe.label_smoothing:
             value = float(F.cross_entropy(logits.detach(), y).item())
         correct = int((logits._data.argmax(axis=1) == y).sum())
-        if self.careful:
-            self.running_error += 0.02 * (1 - correct / len(y) - self.running_error)
-            self.careful = self.running_error >= self.recipe.careful_error
+        self.note_error(1 - correct / len(y))
         return value, correct
 
-    def _loss(self, logits: Tensor, y: Any) -> Tensor:
+    def note_error(self, error: float) -> None:
+        """The share of a batch that was wrong: what a careful start waits for."""
+        if self.careful:
+            self.running_error += 0.02 * (error - self.running_error)
+            self.careful = self.running_error >= self.recipe.careful_error
+
+    def loss(self, logits: Tensor, y: Any) -> Tensor:
+        """What is minimised."""
         return F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `load_state` needs to go on from here: arrays by name, and values for JSON."""
-        arrays = {f"model.{k}": v._data for k, v in self.model.state_dict().items()}
-        values = {
+        arrays = {f"model.{k}": to_host(v._data) for k, v in self.model.state_dict().items()}
+        values: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "careful": self.careful,
@@ -230,10 +286,13 @@ class Trainer:
             "random": get_rng_state(),
             "optimizer": pack(self.optimizer.state_dict(), "optimizer", arrays),
         }
+        if self.on_device is not None:
+            values["loss_scale"] = self.on_device.loss_scale()
         return arrays, values
 
     def load_state(self, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """Go back to where `state` was called, in a trainer made with the same arguments."""
+        """Go back to where `state` was called, in a trainer made with the same arguments; only
+        device and precision may be others."""
         prefix = "model."
         self.model.load_state_dict(
             {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -242,3 +301,5 @@ class Trainer:
         set_rng_state(values["random"])
         self.epoch, self.step = values["epoch"], values["step"]
         self.careful, self.running_error = values["careful"], values["running_error"]
+        if self.on_device is not None and values.get("loss_scale") is not None:
+            self.on_device.load_loss_scale(values["loss_scale"])

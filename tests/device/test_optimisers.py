@@ -90,8 +90,9 @@ def test_a_step_is_one_launch(cuda: str, monkeypatch: pytest.MonkeyPatch) -> Non
     take(optimizer, 0)
     launches = []
     step = sgd.FusedSGD.step
-    monkeypatch.setattr(sgd.FusedSGD, "step", lambda self, g: (launches.append(len(g)),
-                                                               step(self, g)))  # fmt: skip
+    monkeypatch.setattr(sgd.FusedSGD, "step", lambda self, g, control: (
+        launches.append(len(g)), step(self, g, control)
+    ))  # fmt: skip
     take(optimizer, 1)
     assert launches == [len(SHAPES)]
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from minires.kernels.cuda.graph import Workplace
-from minires.training.device_steps import DeviceSteps
-from minires.training.graphs import GraphedStep
-from minires.training.precision import MixedPrecision, kernels_of
 
 import minires as mr
 import minires.functional as F
+from minires.kernels.cuda.graph import Workplace
 from minires.optim import SGD
+from minires.training.device_steps import DeviceSteps
+from minires.training.graphs import GraphedStep
+from minires.training.precision import MixedPrecision, kernels_of
 from versus.work import SETTINGS, Call, Work
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.arrays import register_type
+from minires.kernels.cuda import emulate_cuda
+from minires.kernels.cuda.emulate_cuda import changed, computed, waits
 
 DEVICES = 2
 """Emulated devices: two, so that arrays of different ones can be told apart."""
@@ -61,12 +63,17 @@ class Card:
 class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array on an emulated device; `host` is the memory that stands for the device's."""
 
-    __slots__ = ("__weakref__", "base", "device", "host")
+    __slots__ = ("__weakref__", "base", "device", "host", "taken")
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: np.ndarray, number: int, base: DeviceArray | None = None) -> None:
         self.host, self.device, self.base = host, Card(number), base
+        self.taken = emulate_cuda.memory(number).take(host.nbytes) if base is None else 0
+
+    def __del__(self) -> None:
+        if getattr(self, "taken", 0):  # nothing was, if there was no room
+            emulate_cuda.memory(self.device.id).give_back(self.taken)
 
     # -- what it is --------------------------------------------------------------------------
 
@@ -103,6 +110,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def get(self, out: Any = None) -> np.ndarray:
         """A copy on the host, in C order."""
+        waits()
         if out is None:
             return np.array(self.host, order="C")
         if out.dtype != self.dtype or out.shape != self.shape:
@@ -110,26 +118,32 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         out[...] = self.host
         return np.asarray(out)
 
-    def set(self, host: np.ndarray) -> None:
-        """Overwrite with an array of the host, of the same shape and dtype."""
+    def set(self, host: np.ndarray, stream: Any = None) -> None:
+        """Overwrite with an array of the host, of the same shape and dtype; later, on a stream."""
         if not isinstance(host, np.ndarray) or (host.dtype, host.shape) != (self.dtype, self.shape):
             raise TypeError(f"set: needs a NumPy array, {self.dtype} {self.shape}")
-        self.host[...] = host
+        if not (self.host.flags.c_contiguous or self.host.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        if stream is None:
+            waits()
+            self.host[...] = host
+        else:
+            stream.add(lambda: np.copyto(self.host, host))
 
     def item(self) -> Any:
-        return self.host.item()
+        return self.get().item()
 
     def tolist(self) -> Any:
-        return self.host.tolist()
+        return self.get().tolist()
 
     def __bool__(self) -> bool:
-        return bool(self.host)
+        return bool(self.get())
 
     def __float__(self) -> float:
-        return float(self.host)
+        return float(self.get())
 
     def __int__(self) -> int:
-        return int(self.host)
+        return int(self.get())
 
     def __repr__(self) -> str:
         return repr(self.host)
@@ -176,10 +190,16 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self.host)))
 
     def __getitem__(self, index: Any) -> DeviceArray:
-        return self._result(self.host[_plain(index, self.device.id)])
+        place = _plain(index, self.device.id)
+        return self._result(computed(lambda: self.host[place], self.host))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.host[_plain(index, self.device.id)] = _plain(value, self.device.id)
+        place, given = _plain(index, self.device.id), _plain(value, self.device.id)
+
+        def assign() -> None:
+            self.host[place] = given
+
+        changed(assign)
 
     def _result(self, host: Any) -> DeviceArray:
         """A result that may share this array's memory."""
@@ -203,8 +223,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 def _method(name: str) -> Callable[..., Any]:
     def method(self: DeviceArray, *args: Any, **kwargs: Any) -> Any:
         given = [_plain(a, self.device.id) for a in args]
-        with np.errstate(all="ignore"):
-            return self._result(getattr(self.host, name)(*given, **kwargs))
+        return self._result(computed(lambda: getattr(self.host, name)(*given, **kwargs), self.host))
 
     method.__name__ = name
     return method
@@ -218,7 +237,8 @@ for _name in (
 
 
 def _fill(self: DeviceArray, value: Any) -> None:
-    self.host.fill(_plain(value, self.device.id))
+    given = _plain(value, self.device.id)
+    changed(lambda: self.host.fill(given))
 
 
 DeviceArray.fill = _fill  # type: ignore[attr-defined]
@@ -249,6 +269,26 @@ class _Cuda:
     """`xp.cuda`."""
 
     Device = Card
+    Stream, Event, MemoryPool = emulate_cuda.Stream, emulate_cuda.Event, emulate_cuda.MemoryPool
+    MemoryHook = emulate_cuda.MemoryHook
+    using_allocator = staticmethod(emulate_cuda.using_allocator)
+    alloc_pinned_memory = staticmethod(emulate_cuda.alloc_pinned_memory)
+    set_pinned_memory_allocator = staticmethod(emulate_cuda.set_pinned_memory_allocator)
+
+    class runtime:  # noqa: N801 - CuPy's name
+        @staticmethod
+        def getDeviceCount() -> int:  # CuPy's name
+            return DEVICES
+
+        @staticmethod
+        def deviceSynchronize() -> None:
+            waits()
+
+        @staticmethod
+        def memGetInfo() -> tuple[int, int]:
+            there = emulate_cuda.memory(Card.current)
+            total = emulate_cuda.TOTAL if there.limit is None else there.limit
+            return total - there.in_use, total
 
     @staticmethod
     def get_device_id() -> int:
@@ -268,8 +308,12 @@ class ArrayModule:
     ) -> DeviceArray:
         """A copy on the current device; a host's array comes in C or Fortran order, as CuPy's."""
         if isinstance(source, DeviceArray):
-            return DeviceArray(np.array(source.host, dtype, order=order), Card.current)  # type: ignore[call-overload]
+            given = source.host
+            copied = computed(lambda: np.array(given, dtype, order=order))  # type: ignore[call-overload]
+            return DeviceArray(copied, Card.current)
         host = np.asarray(source, dtype)
+        if host.ndim:  # a number is an argument of a launch
+            emulate_cuda.alloc_pinned_memory(host.nbytes)
         fortran = host.flags.f_contiguous and not host.flags.c_contiguous
         return DeviceArray(np.array(host, order="F" if fortran else "C"), Card.current)
 
@@ -299,7 +343,18 @@ class ArrayModule:
         return np.may_share_memory(a.host, b.host)
 
     def copyto(self, target: DeviceArray, source: Any) -> None:
-        np.copyto(target.host, _plain(source, target.device.id))
+        given = _plain(source, target.device.id)
+        changed(lambda: np.copyto(target.host, given))
+
+    def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> DeviceArray:
+        made = np.empty(shape, dtype, order=order)  # type: ignore[call-overload]
+        return DeviceArray(made, Card.current)
+
+    def get_default_memory_pool(self) -> Any:
+        return emulate_cuda.default_pool
+
+    def get_default_pinned_memory_pool(self) -> Any:
+        return emulate_cuda.pinned_pool
 
 
 xp = ArrayModule()
@@ -308,7 +363,9 @@ xp = ArrayModule()
 def _creation(name: str) -> Callable[..., DeviceArray]:
     def create(*args: Any, **kwargs: Any) -> DeviceArray:
         given = [_plain(a, Card.current) for a in args]
-        return DeviceArray(getattr(np, name)(*given, **kwargs), Card.current)
+        if name.startswith("empty"):
+            return DeviceArray(getattr(np, name)(*given, **kwargs), Card.current)
+        return DeviceArray(computed(lambda: getattr(np, name)(*given, **kwargs)), Card.current)
 
     return create
 
@@ -323,11 +380,12 @@ def _function(name: str) -> Callable[..., Any]:
         if out is not None:
             out = out[0] if isinstance(out, tuple) else out
             kwargs["out"] = _plain(out, number)
-        with np.errstate(all="ignore"):
-            result = getattr(np, name)(*given, **kwargs)
         if out is not None:
+            changed(lambda: getattr(np, name)(*given, **kwargs))
             return out
-        return DeviceArray(np.asarray(result), number) if first is None else first._result(result)
+        memory = [array.host for array in _arrays(args)]
+        result = computed(lambda: getattr(np, name)(*given, **kwargs), *memory)
+        return DeviceArray(result, number) if first is None else first._result(result)
 
     return call
 
@@ -342,7 +400,7 @@ def _arrays(values: Any) -> Iterator[DeviceArray]:
 
 
 for _name in (
-    "arange", "empty", "empty_like", "eye", "full", "full_like", "ones", "ones_like", "zeros",
+    "arange", "empty_like", "eye", "full", "full_like", "ones", "ones_like", "zeros",
     "zeros_like",
 ):  # fmt: skip
     setattr(ArrayModule, _name, staticmethod(_creation(_name)))

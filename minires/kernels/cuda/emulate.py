@@ -32,6 +32,7 @@ import numpy as np
 
 from minires.kernels.cuda import source
 from minires.kernels.cuda.device_array import DEVICES, DeviceArray, xp
+from minires.kernels.cuda.emulate_cuda import changed
 from minires.kernels.cuda.launch import (
     HOPPER,
     Device,
@@ -148,7 +149,11 @@ class EmulatedKernel:
         self.call.restype = ctypes.c_char_p
 
     def __call__(self, grid: Size, block: Size, args: Sequence[Any], shared: int = 0) -> None:
-        """Run every block. Raises RuntimeError for a guard zone written to, or a deadlock."""
+        """Run every block, or note that it shall be run, while a graph is captured."""
+        changed(lambda: self.run(grid, block, args, shared))
+
+    def run(self, grid: Size, block: Size, args: Sequence[Any], shared: int) -> None:
+        """Raises RuntimeError for a guard zone written to, or a deadlock."""
         buffers: dict[tuple[int, int], tuple[str, Guarded]] = {}
 
         def guarded(array: np.ndarray, label: str) -> int:

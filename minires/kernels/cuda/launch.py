@@ -30,9 +30,6 @@ from minires.kernels.environment import cache_folder
 
 Size = tuple[int, ...]
 
-POINTERS = 16
-"""Addresses that one launch of src/pointers.cu writes."""
-
 DEFAULT_SHARED = 48 << 10
 """Bytes of shared memory that a block may have without asking."""
 
@@ -142,21 +139,11 @@ class CupyDevice:
         return int(array.data.ptr)
 
     def pointers(self, arrays: Sequence[Any]) -> Any:
-        table = self.xp.empty(len(arrays), np.uint64)
-        write_pointers(self, table, [self.address(a) for a in arrays])
-        return table
+        from minires.kernels.cuda import graph
 
-
-def write_pointers(device: Device, table: Any, addresses: Sequence[int]) -> None:
-    """Fill a table of addresses by kernels that have them as arguments.
-
-    A copy from the host would read the host's memory again whenever a captured graph is replayed.
-    """
-    kernel = device.module("pointers.cu").kernel("write_pointers")
-    for first in range(0, len(addresses), POINTERS):
-        part = list(addresses[first : first + POINTERS])
-        given = map(np.uint64, part + [0] * (POINTERS - len(part)))
-        kernel((1,), (POINTERS,), (table, first, np.int32(len(part)), *given))
+        table = np.array([self.address(a) for a in arrays], np.uint64)
+        capture = graph.active()
+        return self.xp.asarray(table) if capture is None else capture.constant(table)
 
 
 def cubin(nvrtc: Any, name: str, options: tuple[str, ...]) -> Path:

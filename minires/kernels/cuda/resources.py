@@ -89,9 +89,9 @@ def _variants() -> list[Variant]:
         return Variant(name, tuple((key, str(value)) for key, value in definitions.items()))
 
     types = list(source.TYPES.values())
-    found = [variant("pointers.cu")]
-    found += [variant("cast.cu", SOURCE_ELEMENT="float", ELEMENT=t) for t in types if t != "float"]
-    for name in ("elementwise.cu", "softmax.cu", "sgd.cu", "conv_direct.cu", "conv_columns.cu"):
+    found = [variant("cast.cu", SOURCE_ELEMENT="float", ELEMENT=t) for t in types if t != "float"]
+    for name in ("elementwise.cu", "softmax.cu", "sgd.cu", "step.cu", "batch.cu", "conv_direct.cu",
+                 "conv_columns.cu"):  # fmt: skip
         found += [variant(name, ELEMENT=t) for t in types]
     found += [variant("pool.cu", ELEMENT=t, PACKED=1, PLACE_BYTES=1) for t in types]
     found += [variant("pool.cu", ELEMENT="float", PACKED=p, PLACE_BYTES=4) for p in (1, 0)]

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from minires.kernels.cuda.arrays import THREADS, accumulator, ceil_div
+from minires.kernels.cuda.arrays import THREADS, accumulator
+from minires.kernels.cuda.chunks import chunks_of
 from minires.kernels.cuda.launch import device_of
-
-CHUNK = 1 << 14
-"""Elements that a block updates; a multiple of every 16-byte pack."""
 
 
 class FusedSGD:
@@ -58,12 +56,7 @@ class FusedSGD:
         self.nesterov = nesterov
         self.written = (lr, momentum, dampening, weight_decay)
         self.settings = xp.asarray(np.array(self.written, accumulator(dtype)))
-        sizes = [p.size for p in parameters]
-        chunks = [(i, k * CHUNK) for i, n in enumerate(sizes) for k in range(ceil_div(n, CHUNK))]
-        self.chunks = len(chunks)
-        self.sizes = xp.asarray(np.array(sizes, np.int64))
-        self.owner = xp.asarray(np.array([i for i, _ in chunks], np.int32))
-        self.start = xp.asarray(np.array([k for _, k in chunks], np.int64))
+        self.chunks = chunks_of(self.device, tuple(p.size for p in parameters))
         self.kernel = self.device.module("sgd.cu", ELEMENT=dtype).kernel("sgd")
         self.tables = [self.device.pointers(self.parameters),
                        self.device.pointers(self.buffers) if self.buffers else None]  # fmt: skip
@@ -76,8 +69,11 @@ class FusedSGD:
                 self.settings[i] = value
         self.written = wanted
 
-    def step(self, gradients: Sequence[Any]) -> None:
+    def step(self, gradients: Sequence[Any], control: Any = None) -> None:
         """Update every parameter by its gradient, given in the parameters' order and strides.
+
+        control: float32 on the device, {factor of the gradients, whether to change nothing}; see
+            `steps.Account`.
 
         Raises ValueError for gradients of other shapes or memory orders.
         """
@@ -93,10 +89,10 @@ class FusedSGD:
                 )
         parameters, buffers = self.tables
         args = (
-            parameters, self.device.pointers(gradients), buffers, self.sizes, self.owner,
-            self.start, CHUNK, self.settings, np.int32(self.nesterov), np.int32(self.unfilled),
+            parameters, self.device.pointers(gradients), buffers, *self.chunks.arguments,
+            self.settings, control, np.int32(self.nesterov), np.int32(self.unfilled),
         )  # fmt: skip
-        self.kernel((self.chunks,), (THREADS,), args)
+        self.kernel(self.chunks.grid, (THREADS,), args)
         self.unfilled = False
 
 

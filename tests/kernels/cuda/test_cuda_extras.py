@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.kernels.cuda import elementwise, launch, norm, pool, sgd, softmax
+from minires.kernels.cuda import chunks, elementwise, norm, pool, sgd, softmax
 from minires.kernels.geometry import pool_geometry
 from minires.kernels.reference import pool as reference_pool
 from minires.testing.kernels import laid_out
@@ -120,7 +120,7 @@ def sgd_by_definition(
      (0.05, 0.8, 0.0, 1e-2, True)],
 )  # fmt: skip
 def test_sgd_over_all_parameters(device: Any, rng: Any, settings: Any) -> None:
-    shapes = [(7,), (4, 3, 3, 3), (sgd.CHUNK + 5,), (1,), (16, 8, 1, 1)]
+    shapes = [(7,), (4, 3, 3, 3), (chunks.CHUNK + 5,), (1,), (16, 8, 1, 1)]
     start = [rng.standard_normal(s) for s in shapes]
     start[1] = laid_out(start[1], "channels last")
     gradients = [[laid_out(rng.standard_normal(s), "channels last") for s in shapes]
@@ -178,18 +178,6 @@ def test_casts_round_to_nearest_even(device: Any, rng: Any, narrow: str) -> None
     np.testing.assert_array_equal(y.astype(np.float32), x.astype(narrow).astype(np.float32))
     np.testing.assert_array_equal(device(elementwise.cast, y, np.dtype(np.float32)),
                                   y.astype(np.float32))  # fmt: skip
-
-
-@pytest.mark.parametrize("count", [1, 16, 37])
-def test_pointer_tables_are_written_by_launches(device: Any, count: int) -> None:
-    """More addresses than one launch has arguments, and a last launch that has some to spare."""
-    addresses = [(7 << 40) + 16 * i for i in range(count)]
-
-    def written(table: Any) -> Any:
-        launch.write_pointers(launch.device_of(table), table, addresses)
-        return table
-
-    np.testing.assert_array_equal(device(written, np.zeros(count, np.uint64)), addresses)
 
 
 def test_sgd_takes_its_settings_from_memory(device: Any, rng: Any) -> None:

@@ -22,3 +22,20 @@ cast(const S* __restrict__ x, T* __restrict__ y, long long size, long long packs
     for (long long i = first; i < packs; i += step) convert<V>(x, y, i * V);
     for (long long i = packs * V + first; i < size; i += step) convert<1>(x, y, i);
 }
+
+// Many arrays in one launch: the weights of a network before its pass in 16 bits, their gradients
+// after it. They are cut into chunks; chunk i belongs to array owner[i] and begins at start[i].
+extern "C" __global__ void __launch_bounds__(256, 2)
+cast_many(const S* const* __restrict__ sources, T* const* __restrict__ targets,
+          const long long* __restrict__ sizes, const int* __restrict__ owner,
+          const long long* __restrict__ start, long long chunk) {
+    constexpr int V = 16 / (sizeof(S) > sizeof(T) ? sizeof(S) : sizeof(T));
+    int tensor = owner[blockIdx.x];
+    long long begin = start[blockIdx.x];
+    long long count = min(chunk, sizes[tensor] - begin);
+    const S* x = sources[tensor] + begin;
+    T* y = targets[tensor] + begin;
+    long long packs = ((size_t)x | (size_t)y) % 16 == 0 ? count / V : 0;
+    for (long long i = threadIdx.x; i < packs; i += blockDim.x) convert<V>(x, y, i * V);
+    for (long long i = packs * V + threadIdx.x; i < count; i += blockDim.x) convert<1>(x, y, i);
+}
