@@ -12,7 +12,7 @@ import numpy as np
 from minires.anatomy.features import look, to_show
 from minires.anatomy.parts import Array, as_images
 from minires.autograd import Function, Tensor, elementwise
-from minires.autograd.shaping import Cast, Clone, Concatenate, GetItem, Pad
+from minires.autograd.shaping import Cast, Clone, Concatenate, GetItem, Pad, Transfer
 from minires.functional.activation import AddReLU, Dropout, ReLU
 from minires.functional.conv import Conv2d
 from minires.functional.norm import BatchNormEval, Normalise
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 
-POINTWISE = (ReLU, AddReLU, Dropout, BatchNormEval, Normalise, Cast, Clone)
+POINTWISE = (ReLU, AddReLU, Dropout, BatchNormEval, Normalise, Cast, Clone, Transfer)
 """Operations that work on each pixel alone, beside those of `minires.autograd.elementwise`."""
 
 

@@ -12,7 +12,6 @@ treated as read-only unless the walk owns them. Only what leaves it, into `.grad
 from __future__ import annotations
 
 import heapq
-import itertools
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from minires.autograd.buffer import Rebuilt, Saved
 from minires.autograd.hooks import Hooks
-from minires.autograd.tape import Function, describe, enable_grad, no_grad, shape_and_dtype
+from minires.autograd.tape import Function, describe, enable_grad, no_grad
 from minires.autograd.tensor import Tensor
 from minires.kernels.arrays import active, arrayed, is_array, is_floating, xp_of
 from minires.kernels.operations import add
@@ -125,9 +124,11 @@ class _Walk:
         edges, needs = node.edges, node.needs
         if self.useful is not None:
             needs = tuple([_leads_to(self.wanted, edge, self.useful) for edge in edges])
-        joined = self.pending_join(edges[0]) if node.adds and needs[0] else None
-        if joined is not None:
-            node.waiting = joined.value._data
+        joined = None
+        if node.adds and needs[0]:
+            joined = self.pending_join(edges[0])
+            if joined is not None:
+                node.waiting = joined.value._data
         if type(gradients[0]._data) is np.ndarray:
             results = node.differentiate(gradients, needs)
         else:
@@ -140,14 +141,20 @@ class _Walk:
         for position, result in enumerate(results):
             if result is None or not needs[position]:
                 continue
-            edge = edges[position]
-            shape, dtype = shape_and_dtype(edge)
-            if result._data.shape != shape:
+            edge, array = edges[position], result._data
+            if type(edge) is tuple:
+                maker, index = edge
+                shape, dtype = maker.outputs[index]
+                once = maker.consumers == 1
+            else:
+                shape, dtype = edge._data.shape, edge._data.dtype
+                once = False
+            if array.shape != shape:
                 raise RuntimeError(
                     f"{node.name}.backward returned a gradient of shape {result.shape} for input "
                     f"{position} of shape {shape}"
                 )
-            if result._data.dtype != dtype:
+            if array.dtype is not dtype and array.dtype != dtype:
                 if not is_floating(dtype):
                     raise TypeError(
                         f"{node.name}: input {position} is {dtype} and cannot have a gradient; "
@@ -160,7 +167,6 @@ class _Walk:
                     continue
                 node.waiting = None
             # The gradient of what was consumed only once is never added to: no need to know.
-            once = type(edge) is tuple and edge[0].consumers == 1
             owned = not once and _is_fresh(result._data, gradients, results, node)
             self.receive(edge, result, owned)
         if not self.retain_graph:
@@ -169,7 +175,10 @@ class _Walk:
     def pending_join(self, edge: Any) -> _Pending | None:
         """What has been collected for an edge, if it is large and nobody else's."""
         node, index = edge if type(edge) is tuple else (edge, 0)
-        pending = self.pending.get(id(node), {}).get(index)
+        collected = self.pending.get(id(node))
+        if collected is None:
+            return None
+        pending = collected.get(index)
         if pending is None or not pending.owned or self.create_graph:
             return None
         return pending if pending.value._data.size >= LARGE else None
@@ -193,10 +202,15 @@ def _is_fresh(
         return False
     # Arrays are told apart by who owns their memory; only views of one array, and memory that no
     # array owns, are compared by their extents.
-    owner = array if array.base is None else array.base
-    foreign = getattr(owner, "base", owner) is not None
+    base = array.base
+    owner = array if base is None else base
+    foreign = base is not None and getattr(base, "base", base) is not None
+    for tensor in gradients:
+        other = tensor._data
+        if (foreign or other is owner or other.base is owner) and _overlap(array, other):
+            return False
     itself = False
-    for tensor in itertools.chain(gradients, results):
+    for tensor in results:
         if tensor is None:
             continue
         other = tensor._data

@@ -242,31 +242,36 @@ class Function:
             )
         self.sequence = next(_sequence)
         edges: list[Any] = []
+        needs: list[bool] = []
         for tensor in tensors:
             node = tensor._node
             if node is not None:
                 node.consumers += 1
                 edges.append((node, tensor._index))
+                needs.append(True)
             else:
                 edges.append(tensor if tensor.requires_grad else None)
-        self.edges, self.needs = edges, tuple([edge is not None for edge in edges])
+                needs.append(tensor.requires_grad)
+        self.edges, self.needs = edges, tuple(needs)
         self.outputs = shapes = []
         for index, output in enumerate(outputs):
             output.requires_grad, output._node, output._index = True, self, index
-            shapes.append((output._data.shape, output._data.dtype))
+            array = output._data
+            shapes.append((array.shape, array.dtype))
         if self._to_save is not None:
             self._saved = saved = {}
+            places = {id(known): i for i, known in enumerate(arrays)}
             for name, array in self._to_save.items():
+                i = places.get(id(array))
+                if i is not None:
+                    tensor = tensors[i]
+                    saved[name] = _kept(array, tensor._buffer, edges[i], tensor._node)
+                    continue
                 saved[name] = array
-                for i, known in enumerate(arrays):
-                    if array is known:
-                        saved[name] = _kept(array, tensors[i]._buffer, edges[i], tensors[i]._node)
-                        break
-                else:
-                    for i, output in enumerate(outputs):
-                        if array is output._data:
-                            # Only the index: an edge to the node would be a reference cycle.
-                            saved[name] = _kept(array, output._buffer, i, self)
+                for i, output in enumerate(outputs):
+                    if array is output._data:
+                        # Only the index: an edge to the node would be a reference cycle.
+                        saved[name] = _kept(array, output._buffer, i, self)
             self._to_save = None
 
     @property
@@ -282,41 +287,59 @@ class Function:
         """
         if self._saved is None:
             raise RuntimeError(f"{self.name}: nothing was saved for backward")
-        return SimpleNamespace(**{name: self._recalled(name) for name in self._saved})
+        return SimpleNamespace(**{name: self.recall(name) for name in self._saved})
+
+    def keeps(self, name: str) -> bool:
+        """Whether `save` kept something under this name."""
+        return self._saved is not None and name in self._saved
 
     def recall(self, name: str) -> Tensor:
         """One of the tensors of `saved`, without the others."""
+        array = self.recall_array(name)
+        item = self._saved[name]  # type: ignore[index]
+        if type(item) is not Saved:
+            if type(item) is not Rebuilt:
+                return Tensor._wrap(array)
+            node, index = (self, item.edge) if type(item.edge) is int else item.edge
+            return Tensor._wrap(array, node, index)
+        edge = item.edge
+        if type(edge) is tuple:
+            return Tensor._wrap(array, edge[0], edge[1], item.buffer)
+        if edge is None:
+            return Tensor._wrap(array, buffer=item.buffer)
+        if type(edge) is int:
+            return Tensor._wrap(array, self, edge, item.buffer)
+        return cast(Tensor, edge)
+
+    def recall_array(self, name: str) -> Any:
+        """The array of `recall(name)`: for backward passes that are not recorded themselves."""
         if self._saved is None:
             raise RuntimeError(f"{self.name}: nothing was saved for backward")
-        return self._recalled(name)
-
-    def _recalled(self, name: str) -> Tensor:
-        item = self._saved[name]  # type: ignore[index]
+        item = self._saved[name]
         if type(item) is Saved:
             edge, buffer = item.edge, item.buffer
             # A leaf whose `.data` was assigned holds other memory than was saved.
-            leaf = edge is not None and isinstance(edge, Tensor)
-            if item.changed() or (leaf and edge._buffer is not buffer):
+            leaf = edge is not None and type(edge) is not tuple and type(edge) is not int
+            if (
+                buffer.version != item.version
+                or (buffer.exposed and item.changed())
+                or (leaf and edge._buffer is not buffer)
+            ):
                 raise RuntimeError(
                     f"{self.name}: {name!r} ({describe(item.array)}) was saved for backward "
                     "and changed in place since, so the gradient would be wrong. Change it "
                     "after backward(), or work on a copy."
                 )
-            if leaf:
-                return cast(Tensor, edge)
-            if edge is None:
-                return Tensor._wrap(item.array, buffer=buffer)
-            node, index = (self, edge) if type(edge) is int else edge
-            return Tensor._wrap(item.array, node, index, buffer)
+            return item.array
         if type(item) is Rebuilt:
-            node, index = (self, item.edge) if type(item.edge) is int else item.edge
             array = item.kept()
             if array is None:
+                node = self if type(item.edge) is int else item.edge[0]
                 if node._rebuilt is None:
                     node._rebuilt = node.rebuild()
                 array = node._rebuilt
-            return Tensor._wrap(array, node, index)
-        return Tensor._wrap(item)
+            return array
+        return item
 
     def saved_arrays(self) -> dict[str, Any]:
         """The arrays held for backward, by name; empty once the graph is freed."""
@@ -354,7 +377,7 @@ class Function:
 
 def _kept(array: Any, buffer: Buffer, edge: Any, maker: Function | None) -> Saved | Rebuilt:
     """What to keep of an input or output: the array, unless it is large and can be made again."""
-    if array.nbytes >= LARGE and maker is not None and maker.can_rebuild() and not buffer.exposed:
+    if maker is not None and array.nbytes >= LARGE and maker.can_rebuild() and not buffer.exposed:
         return Rebuilt(buffer, edge)
     return Saved(array, buffer, edge)
 
@@ -364,8 +387,10 @@ def _tell_apart(arrays: list[Any], tensors: tuple[Tensor, ...]) -> None:
 
     What `save` keeps is traced to its input by identity.
     """
-    count = len(arrays)
-    if arrays[0] is not arrays[1] and (count == 2 or len(set(map(id, arrays))) == count):
+    if len(arrays) == 2:
+        if arrays[0] is not arrays[1]:
+            return
+    elif len(set(map(id, arrays))) == len(arrays):
         return
     first: dict[int, Tensor] = {}
     for i, tensor in enumerate(tensors):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minires.autograd import Function, Tensor, as_tensor, pad_axes
+from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, pad_axes
 from minires.functional.checks import floating, same_dtype
 from minires.kernels import operations as ops
 from minires.kernels.geometry import ConvGeometry, conv_geometry, pair, same_padding
@@ -31,21 +31,27 @@ class Conv2d(Function):
         return ops.conv2d(x, weight, self.g)
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
+        g, gx, gweight = self.g, None, None
+        if is_grad_enabled():  # to be differentiated again
+            gx = Conv2dGradInput(g)(gy, self.recall("weight")) if self.needs[0] else None
+            gweight = Conv2dGradWeight(g)(self.recall("x"), gy) if self.needs[1] else None
+            return gx, gweight
         # Each asked for where it is used: x may have to be made again, and is then in the cache.
-        g = self.g
-        gx = self._grad_input(gy) if self.needs[0] else None
-        gweight = Conv2dGradWeight(g)(self.recall("x"), gy) if self.needs[1] else None
+        if self.needs[0]:
+            gx = Tensor._wrap(self._grad_input(gy._data))
+        if self.needs[1]:
+            gweight = Tensor._wrap(ops.conv2d_grad_weight(self.recall_array("x"), gy._data, g))
         return gx, gweight
 
-    def _grad_input(self, gy: Tensor) -> Tensor:
-        weight = self.recall("weight")
+    def _grad_input(self, gy: Any) -> Any:
+        """The gradient by x, added to the one that waits for it at a join, if it can be."""
+        weight = self.recall_array("weight")
         if self.waiting is not None:
-            total = ops.conv2d_grad_input.add_into(self.waiting, gy._data, weight._data, self.g)
+            total = ops.conv2d_grad_input.add_into(self.waiting, gy, weight, self.g)
             if total is not None:
                 self.waiting = None
-                return Tensor._wrap(total)
-        gx: Tensor = Conv2dGradInput(self.g)(gy, weight)
-        return gx
+                return total
+        return ops.conv2d_grad_input(gy, weight, self.g)
 
 
 class Conv2dGradInput(Function):
@@ -97,8 +103,10 @@ def conv2d(
     Raises ValueError for shapes that do not fit and TypeError for dtypes.
     """
     x, weight = as_tensor(x), as_tensor(weight)
-    floating("conv2d", x=x)
-    same_dtype("conv2d", x=x, weight=weight)
+    dtype = x._data.dtype
+    if dtype.kind != "f" or weight._data.dtype is not dtype:  # not the usual case
+        floating("conv2d", x=x)
+        same_dtype("conv2d", x=x, weight=weight)
     pads: int | Sequence[int]
     if isinstance(padding, str):
         x, pads = _named_padding(x, weight, padding, stride, dilation)

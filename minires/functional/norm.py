@@ -66,22 +66,27 @@ class BatchNormReLUTrain(Function):
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        if is_grad_enabled():
+            return self._backward_in_operations(gy)
+        recall, affine = self.recall_array, self.keeps("gamma")
+        gamma, beta = (recall("gamma"), recall("beta")) if affine else (None, None)
+        gradients = _wrapped(ops.batch_norm_relu_grad(
+            gy._data, recall("x"), gamma, beta, recall("mean"), recall("inv_std")
+        ))  # fmt: skip
+        return gradients if affine else gradients[:1]
+
+    def _backward_in_operations(self, gy: Tensor) -> tuple[Tensor, ...]:
+        """To be differentiated again: one operation after the other."""
         saved = self.saved
         affine = (saved.gamma, saved.beta) if hasattr(saved, "gamma") else ()
-        if is_grad_enabled():  # to be differentiated again: one operation after the other
-            with no_grad():
-                y = (saved.x - _columns(saved.mean, gy.ndim)) * _columns(saved.inv_std, gy.ndim)
-                if affine:
-                    y = y * _columns(saved.gamma, gy.ndim) + _columns(saved.beta, gy.ndim)
-            gz = ReLUGrad()(gy, y)
-            gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(
-                gz, saved.x, *affine[:1]
-            )
-        else:
-            gamma, beta = (t._data for t in affine) if affine else (None, None)
-            gradients = _wrapped(ops.batch_norm_relu_grad(
-                gy._data, saved.x._data, gamma, beta, saved.mean._data, saved.inv_std._data
-            ))  # fmt: skip
+        with no_grad():
+            y = (saved.x - _columns(saved.mean, gy.ndim)) * _columns(saved.inv_std, gy.ndim)
+            if affine:
+                y = y * _columns(saved.gamma, gy.ndim) + _columns(saved.beta, gy.ndim)
+        gz = ReLUGrad()(gy, y)
+        gradients: tuple[Tensor, ...] = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(
+            gz, saved.x, *affine[:1]
+        )
         return gradients if affine else gradients[:1]
 
     def can_rebuild(self) -> bool:
@@ -107,7 +112,7 @@ class BatchNormAddReLUTrain(Function):
 
     def rebuild(self) -> Any:
         before = self._block_before()
-        return _normalised_again(self, None if before is None else before.recall("y")._data)
+        return _normalised_again(self, None if before is None else before.recall_array("y"))
 
     def _block_before(self) -> BatchNormAddReLUTrain | None:
         """The operation that made r, if it is the end of a block too."""
@@ -124,27 +129,27 @@ class BatchNormAddReLUTrain(Function):
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
-        saved = self.saved
-        affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
+        recall, affine = self.recall_array, self.keeps("gamma")
         if is_grad_enabled():
+            saved = self.saved
+            scaled = (saved.gamma,) if affine else ()
             gr = ReLUGrad()(gy, saved.y)
-            gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *affine)
+            gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *scaled)
         else:
-            gamma = saved.gamma._data if affine else None
+            gamma = recall("gamma") if affine else None
             gx, gr, *rest = _wrapped(ops.batch_norm_add_relu_grad(
-                gy._data, saved.x._data, saved.y._data, gamma, saved.mean._data,
-                saved.inv_std._data,
+                gy._data, recall("x"), recall("y"), gamma, recall("mean"), recall("inv_std")
             ))  # fmt: skip
         return (gx, gr, *rest) if affine else (gx, gr)
 
 
 def _normalised_again(node: Function, r: Any) -> Any:
     """relu(batch norm of x + r) from what the node has saved, as its forward computed it."""
-    mean, inv_std = node.recall("mean")._data, node.recall("inv_std")._data
-    affine = "gamma" in node.saved_arrays()
-    scale = node.recall("gamma")._data * inv_std if affine else inv_std
-    shift = node.recall("beta")._data if affine else None
-    return ops.normalise(node.recall("x")._data, mean, scale, shift, r, True)
+    recall, affine = node.recall_array, node.keeps("gamma")
+    inv_std = recall("inv_std")
+    scale = recall("gamma") * inv_std if affine else inv_std
+    shift = recall("beta") if affine else None
+    return ops.normalise(recall("x"), recall("mean"), scale, shift, r, True)
 
 
 class BatchNormGrad(Function):
@@ -306,19 +311,27 @@ def batch_norm_add_relu(
     )  # fmt: skip
 
 
-def _batch_norm(
-    x: Any,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Any,
-    bias: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    fuse_relu: bool = False,
-    shortcut: Tensor | None = None,
-) -> Tensor:
-    x = as_tensor(x)
+def _as_layers_give_them(x: Tensor, weight: Any, bias: Any, *running: Any) -> bool:
+    """Whether all arguments are there and fit, so that the checks one by one would find nothing."""
+    data = x._data
+    dtype, kind = data.dtype, type(data)
+    if dtype.kind != "f" or data.ndim not in (2, 4):
+        return False
+    expected = (data.shape[1],)
+    for tensor in (weight, bias, *running):
+        if not isinstance(tensor, Tensor):
+            return False
+        array = tensor._data
+        if type(array) is not kind or array.shape != expected:
+            return False
+    return kind is np.ndarray and weight._data.dtype is dtype and bias._data.dtype is dtype
+
+
+def _checked(
+    x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any
+) -> tuple[Tensor, ...]:
+    """The affine parameters as tensors, or (), once everything is found to fit."""
+    dtype = x._data.dtype
     floating("batch_norm", x=x)
     if x._data.ndim not in (2, 4):
         raise ValueError(f"batch_norm: expected (N, C) or (N, C, H, W), got {shape_text(x.shape)}")
@@ -335,7 +348,7 @@ def _batch_norm(
     affine: tuple[Tensor, ...] = ()
     if weight is not None:
         affine = weight, bias = as_tensor(weight), as_tensor(bias)
-        if x.dtype.itemsize == 2 and weight.dtype == np.float32:
+        if dtype.itemsize == 2 and weight.dtype == np.float32:
             same_dtype("batch_norm", weight=weight, bias=bias)
         else:
             same_dtype("batch_norm", x=x, weight=weight, bias=bias)
@@ -343,6 +356,25 @@ def _batch_norm(
         "batch_norm", x,
         running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
     )  # fmt: skip
+    return affine
+
+
+def _batch_norm(
+    x: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any,
+    bias: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    fuse_relu: bool = False,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    x = as_tensor(x)
+    affine: tuple[Tensor, ...] = (weight, bias)
+    if not _as_layers_give_them(x, weight, bias, running_mean, running_var):
+        affine = _checked(x, running_mean, running_var, weight, bias)
     if training or running_mean is None or running_var is None:
         m = x._data.size // max(x._data.shape[1], 1)
         if m < 2:

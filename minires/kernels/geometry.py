@@ -50,9 +50,27 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+class _Hashed:
+    """A hash worked out once: kernels are looked up by geometry at every call."""
+
+    __slots__ = ("_hash",)
+
+    _hash: int
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            names = self.__dataclass_fields__  # type: ignore[attr-defined]
+            object.__setattr__(self, "_hash", hash(tuple(getattr(self, n) for n in names)))
+            return self._hash
+
+
 @dataclass(frozen=True, slots=True)
-class ConvGeometry:
+class ConvGeometry(_Hashed):
     """Every size of one convolution; hashable, so that algorithms can be chosen per geometry."""
+
+    __hash__ = _Hashed.__hash__
 
     N: int
     C: int
@@ -175,8 +193,10 @@ def _conv_geometry(
 
 
 @dataclass(frozen=True, slots=True)
-class PoolGeometry:
+class PoolGeometry(_Hashed):
     """Every size of one pooling."""
+
+    __hash__ = _Hashed.__hash__
 
     N: int
     C: int

@@ -76,8 +76,9 @@ class Conv2d(Module):
         init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
+        own = self._parameters
         return F.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            x, own["weight"], own["bias"], self.stride, self.padding, self.dilation, self.groups
         )
 
     def extra_repr(self) -> str:

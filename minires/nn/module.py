@@ -67,9 +67,10 @@ class Module:
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
-        for table in ("_parameters", "_modules", "_buffers"):
-            if table in own and name in own[table]:
-                return own[table][name]
+        if "_modules" in own:  # else __init__ has not begun
+            for table in (own["_modules"], own["_parameters"], own["_buffers"]):
+                if name in table:
+                    return table[name]
         known = [*self.__dict__.get("_modules", ()), *self.__dict__.get("_parameters", ())]
         guess = nearest(name, [*known, *dir(type(self))])
         hint = f"; did you mean {guess!r}?" if guess else ""

@@ -19,13 +19,13 @@ from minires.testing.gradcheck import gradcheck, gradgradcheck
 from minires.testing.problem import floating
 from minires.testing.small_nets import away_from_start
 
-CONSTANTS_ON_THE_HOST = (
-    "where", "max_pool2d_take", "max_pool2d_grad", "bias_relu", "batch_norm: evaluation",
-    "batch_norm_relu: evaluation", "batch_norm_add_relu: evaluation",
+ON_THE_HOST = (
+    "transfer", "where", "max_pool2d_take", "max_pool2d_grad", "bias_relu",
+    "batch_norm: evaluation", "batch_norm_relu: evaluation", "batch_norm_add_relu: evaluation",
 )  # fmt: skip
-"""Cases whose functions hold arrays of the host; what they check is checked by layers and below."""
+"""Cases that name the host or hold its arrays: checked by layers, below, and in test_transfers."""
 
-CASES = [case for case in cases() if not case.name.startswith(CONSTANTS_ON_THE_HOST)]
+CASES = [case for case in cases() if not case.name.startswith(ON_THE_HOST)]
 FIRST = list({case.operation: case for case in reversed(CASES)}.values())
 """One case of each operation."""
 
