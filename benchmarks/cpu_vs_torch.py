@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_vs_torch.py                     every section: an hour on two cores
     python benchmarks/cpu_vs_torch.py train layers --models resnet20 --rounds 3
-    python benchmarks/cpu_vs_torch.py --allocator no-trim --out benchmarks/results
+    python benchmarks/cpu_vs_torch.py --allocator no-trim --out benchmarks/results --resume
     python benchmarks/cpu_vs_torch.py --markdown benchmarks/results/cpu_vs_torch-stock.json
 
 Needs `pip install -e ".[bench]"`. Contenders take turns in one process (`minires.bench.timing`);
@@ -22,14 +22,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from versus.work import WORK, Work
 
-SECTIONS = ("train", "inference", "share", "layers", "memory", "threads", "startup", "frameworks")
+SECTIONS = ("train", "inference", "share", "layers", "bandwidth", "memory", "threads", "startup",
+            "frameworks")  # fmt: skip
+OTHERS = ("jax", "tinygrad", "mygrad", "dezero")
 NO_TRIM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
           "MALLOC_TOP_PAD_")  # fmt: skip
@@ -43,16 +46,15 @@ def main() -> None:
         print(markdown(json.loads(options.markdown.read_text())))
         return
     _restart_with(options.allocator)
-    record = measure(options)
+    path = None
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"cpu_vs_torch-{options.allocator}.json"
+    record = measure(options, path)
     from versus.tables import text
 
     print(text(record))
-    if options.out:
-        from minires.bench.record import write_record
-
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"cpu_vs_torch-{options.allocator}.json"
-        write_record(path, record)
+    if path:
         print(f"\nrecord: {path}")
 
 
@@ -70,8 +72,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH",
                         help="interpreter that has jax, tinygrad, mygrad or dezero; PATH alone is "
                         "for the four")  # fmt: skip
-    parser.add_argument("--framework-batch", type=int, default=128)
-    parser.add_argument("--out", type=Path, help="folder for the JSON record")
+    parser.add_argument("--framework-batch", type=int,
+                        help="images in other frameworks; by default 128, and 16 in slow ones")
+    parser.add_argument("--out", type=Path,
+                        help="folder for the JSON record, written after every part")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the record in --out: measure only what it does not have")
     parser.add_argument("--markdown", type=Path, metavar="RECORD",
                         help="print a record's tables for the README; nothing is timed")
     options = parser.parse_args()
@@ -80,6 +86,8 @@ def _options() -> argparse.Namespace:
         parser.error(f"no section {', '.join(sorted(wrong))}; there are {', '.join(SECTIONS)}")
     if "share" in options.sections and "train" not in options.sections:
         parser.error("share is worked out from train: name both")
+    if options.resume and not options.out:
+        parser.error("--resume goes on with a record: name its folder with --out")
     return options
 
 
@@ -93,73 +101,103 @@ def _restart_with(allocator: str) -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], others | wanted)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The sections that were asked for, as a record."""
+def measure(options: argparse.Namespace, path: Path | None = None) -> dict[str, Any]:
+    """The sections that were asked for, as a record; what is finished is kept in `path`.
+
+    With --resume, what the record in `path` has already is not measured again.
+    """
     try:
         import torch
     except ImportError:
         raise SystemExit('PyTorch is not installed: pip install -e ".[bench]"') from None
-    from versus import processes, single_layers, steps
-
     from minires.bench.limits import limits
     from minires.bench.machine import machine
+    from minires.bench.record import write_record
     from minires.kernels.threads import num_threads
 
     torch.set_num_threads(num_threads())
+    record: dict[str, Any] = {}
+    if options.resume and path is not None and path.exists():
+        record = json.loads(path.read_text())
+    if not record:
+        found = limits(refresh=True)
+        record = {
+            "machine": machine() | {"allocator": options.allocator},
+            "limits": {"gflops": dict(found.gflops), "copy_gbs": found.copy_gbs},
+            "rounds": options.rounds,
+        }
+    for section, part, call in _parts(options, record, num_threads()):
+        if section in record and (part is None or part in record[section]):
+            continue
+        print(": ".join(filter(None, (section, part))), file=sys.stderr, flush=True)
+        if part is None:
+            record[section] = call()
+        else:
+            record.setdefault(section, {})[part] = call()
+        if path is not None:
+            write_record(path, record)
+    return record
+
+
+Part = tuple[str, str | None, Callable[[], Any]]
+
+
+def _parts(
+    options: argparse.Namespace, record: dict[str, Any], threads: int
+) -> Iterator[Part]:
+    """(section, part of it or None, what measures it); `record` has the parts before."""
+    from versus import bandwidth, processes, single_layers, steps
+
     works = [
         Work(name, options.batch or WORK[name].batch, options.size or WORK[name].size)
         for name in options.models
     ]
-    chosen, rounds, found = options.sections, options.rounds, limits(refresh=True)
-    record: dict[str, Any] = {
-        "machine": machine() | {"allocator": options.allocator},
-        "limits": {"gflops": dict(found.gflops), "copy_gbs": found.copy_gbs},
-        "rounds": rounds,
-    }
+    chosen, rounds, compiled = options.sections, options.rounds, options.compiled
 
     def say(what: str) -> None:
         print(what, file=sys.stderr, flush=True)
 
-    if "train" in chosen:
-        record["train"] = steps.train(works, rounds, options.compiled, say)
-    if "inference" in chosen:
-        record["inference"] = steps.infer(
-            [w for w in works if w.model != "resnet110"], rounds, options.compiled, say
-        )
+    for work in works:
+        if "train" in chosen:
+            yield "train", work.model, partial(steps.train, work, rounds, compiled)
+    for work in works:
+        if "inference" in chosen and work.model != "resnet110":
+            yield "inference", work.model, partial(steps.infer, work, rounds, compiled)
     if "share" in chosen:
-        record["share"] = steps.share(works, record["train"])
+        yield "share", None, lambda: steps.share(works, record["train"])
     if "layers" in chosen:
-        record["layers"] = single_layers.layers(works, rounds, say)
-    if "memory" in chosen:
-        say("memory")
-        record["memory"] = {w.model: processes.peak_memory(w, num_threads()) for w in works}
-    if "threads" in chosen:
-        record["threads"] = steps.scaling(works[:2], rounds, say)
+        yield "layers", None, lambda: single_layers.layers(works, rounds, say)
+    for work in works:
+        if "bandwidth" in chosen and work.model != "resnet110":
+            yield "bandwidth", work.model, partial(bandwidth.bandwidth, work, rounds)
+    for work in works:
+        if "memory" in chosen:
+            yield "memory", work.model, partial(processes.peak_memory, work, threads)
+    for work in works[:2]:
+        if "threads" in chosen:
+            yield "threads", work.model, partial(steps.scaling, work, rounds)
     if "startup" in chosen:
-        say("start-up")
-        record["startup"] = {
-            "imports": processes.import_times(("minires", "torch"), rounds),
-            "steps": {w.model: processes.startup(w, num_threads()) for w in works[:2]},
-        }
+        names = "minires", "torch"
+        yield "imports", None, lambda: processes.import_times(names, rounds)
+        for work in works[:2]:
+            yield "startup", work.model, partial(processes.startup, work, threads)
     if "frameworks" in chosen:
-        say("other frameworks")
-        record["frameworks"] = _frameworks(options, num_threads())
-    return record
+        pythons = _pythons(options)
+        for name, batch in processes.FRAMEWORKS.items():
+            images = options.framework_batch or batch
+            yield "frameworks", name, partial(
+                processes.framework, name, images, rounds, threads, pythons.get(name)
+            )
 
 
-def _frameworks(options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    from versus.processes import FRAMEWORKS, frameworks
-
+def _pythons(options: argparse.Namespace) -> dict[str, str]:
+    """The interpreters of --python, by framework."""
     pythons: dict[str, str] = {}
     for text in options.python:
         name, equals, path = text.rpartition("=")
-        for framework in [name] if equals else FRAMEWORKS[2:]:
+        for framework in [name] if equals else OTHERS:
             pythons[framework] = path
-    found = frameworks(options.framework_batch, options.rounds, threads, pythons)
-    for one in found.values():
-        if "skipped" not in one:
-            one["images_per_second"] = one["batch"] / statistics.median(one["seconds"])
-    return found
+    return pythons
 
 
 if __name__ == "__main__":

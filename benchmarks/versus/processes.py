@@ -16,7 +16,10 @@ from typing import Any
 from versus.work import Work
 
 PROGRAMS = Path(__file__).parent / "programs"
-FRAMEWORKS = ("minires", "torch", "jax", "tinygrad", "mygrad", "dezero")
+FRAMEWORKS = {"minires": 128, "torch": 128, "jax": 128, "tinygrad": 16, "mygrad": 16, "dezero": 16}
+"""Images per batch: fewer where a step of 128 would take minutes."""
+
+SAME_LOSSES = 3  # of the first steps
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -99,16 +102,27 @@ def peak_memory(work: Work, threads: int) -> dict[str, Any]:
     return {name: run([*program, *name.split()], threads=threads) for name in names}
 
 
-def frameworks(
-    batch: int, steps: int, threads: int, pythons: dict[str, str]
-) -> dict[str, dict[str, Any]]:
-    """A ResNet-20 training step in every framework that is installed, each in its own process.
+def framework(
+    name: str, batch: int, steps: int, threads: int, python: str | None = None
+) -> dict[str, Any]:
+    """A ResNet-20 training step in a framework, in a process of its own.
 
-    pythons: the interpreter to run a framework with, by name; this one for the others.
+    All begin with the same weights and images: `losses_differ` is by how much the losses of the
+    first steps differ from those of minires at this batch, as a share. python: the interpreter.
     """
-    found = {}
-    for name in FRAMEWORKS:
-        program = str(PROGRAMS / f"resnet20_{name}.py")
-        arguments = [program, "--batch", str(batch), "--steps", str(steps)]
-        found[name] = run(arguments, python=pythons.get(name, sys.executable), threads=threads)
+    found = _framework(name, batch, steps, threads, python)
+    if "skipped" in found:
+        return found
+    expected = _framework("minires", batch, 1, threads)["losses"][:SAME_LOSSES]
+    pairs = zip(found["losses"], expected, strict=False)
+    found["losses_differ"] = max(abs(loss / other - 1) for loss, other in pairs)
+    found["images_per_second"] = batch / statistics.median(found["seconds"])
     return found
+
+
+def _framework(
+    name: str, batch: int, steps: int, threads: int, python: str | None = None
+) -> dict[str, Any]:
+    program = str(PROGRAMS / f"resnet20_{name}.py")
+    arguments = [program, "--batch", str(batch), "--steps", str(steps)]
+    return run(arguments, python=python or sys.executable, threads=threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,6 @@ from versus.work import Call, Work
 VISIT = 0.4  # seconds of timed steps per visit, about
 AGREEMENT = 1e-3
 """The largest difference of two nets' answers to the same images, as a share of the largest."""
-
-Say = Callable[[str], None]
 
 
 def same_nets(name: str) -> tuple[Any, Any]:
@@ -51,54 +49,42 @@ def agree(what: str, a: np.ndarray, b: np.ndarray, allowed: float = AGREEMENT) -
         raise RuntimeError(f"{what}: minires and PyTorch differ by {difference:.1e} of the largest")
 
 
-def train(works: Sequence[Work], rounds: int, compiled: bool, say: Say) -> dict[str, Any]:
+def train(work: Work, rounds: int, compiled: bool) -> dict[str, Any]:
     """Training steps of minires and of PyTorch in every way it can be run."""
-    found = {}
-    for work in works:
-        say(f"training steps: {work}")
-        mine, _ = same_nets(work.model)
-        calls: dict[str, Call] = {"minires": ours.training_step(work, mine)}
-        for name, layout, compile_ in theirs.ways(compiled):
-            # Each its own net, because a step changes it.
-            calls[name] = theirs.training_step(work, layout, compile_, same_nets(work.model)[1])
-        found[work.model] = timed(work, calls, rounds)
-    return found
+    mine, _ = same_nets(work.model)
+    calls: dict[str, Call] = {"minires": ours.training_step(work, mine)}
+    for name, layout, compile_ in theirs.ways(compiled):
+        # Each its own net, because a step changes it.
+        calls[name] = theirs.training_step(work, layout, compile_, same_nets(work.model)[1])
+    return timed(work, calls, rounds)
 
 
-def infer(works: Sequence[Work], rounds: int, compiled: bool, say: Say) -> dict[str, Any]:
+def infer(work: Work, rounds: int, compiled: bool) -> dict[str, Any]:
     """Answers with batch norm folded into the convolutions; all must agree."""
-    found = {}
-    for work in works:
-        say(f"inference: {work}")
-        mine, _ = same_nets(work.model)
-        calls: dict[str, Call] = {"minires": ours.inference(work, mine)}
-        for name, layout, compile_ in theirs.ways(compiled):
-            calls[name] = theirs.inference(work, layout, compile_, same_nets(work.model)[1])
-        first_calls, answers = {}, {}
-        for name, call in calls.items():
-            start = time.perf_counter()
-            answers[name] = call()
-            first_calls[name] = time.perf_counter() - start
-            agree(f"{work.model}, {name}", answers["minires"], answers[name])
-        found[work.model] = timed(work, calls, rounds, first_calls)
-    return found
+    mine, _ = same_nets(work.model)
+    calls: dict[str, Call] = {"minires": ours.inference(work, mine)}
+    for name, layout, compile_ in theirs.ways(compiled):
+        calls[name] = theirs.inference(work, layout, compile_, same_nets(work.model)[1])
+    first_calls, answers = {}, {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        answers[name] = call()
+        first_calls[name] = time.perf_counter() - start
+        agree(f"{work.model}, {name}", answers["minires"], answers[name])
+    return timed(work, calls, rounds, first_calls)
 
 
-def scaling(works: Sequence[Work], rounds: int, say: Say) -> dict[str, Any]:
+def scaling(work: Work, rounds: int) -> dict[str, Any]:
     """Training steps on one thread and on all, ours and PyTorch's eager channels_last."""
-    found = {}
     counts = sorted({1, num_threads()})
-    for work in works:
-        say(f"threads: {work}")
-        steps = {"minires": ours.training_step(work),
-                 "torch eager channels_last": theirs.training_step(work)}  # fmt: skip
-        calls = {
-            f"{name}, {count} thread{'s' * (count > 1)}": _on_threads(step, count)
-            for name, step in steps.items()
-            for count in counts
-        }
-        found[work.model] = _record(work, interleave(calls, rounds, visit=VISIT))
-    return found
+    steps = {"minires": ours.training_step(work),
+             "torch eager channels_last": theirs.training_step(work)}  # fmt: skip
+    calls = {
+        f"{name}, {count} thread{'s' * (count > 1)}": _on_threads(step, count)
+        for name, step in steps.items()
+        for count in counts
+    }
+    return _record(work, interleave(calls, rounds, visit=VISIT))
 
 
 def _on_threads(step: Call, count: int) -> Call:

@@ -19,8 +19,10 @@ def text(record: Mapping[str, Any]) -> str:
             ("inference", "Inference, batch norm folded", _steps),
             ("share", "Share of the matrix-product rate", _share),
             ("layers", "Single convolutions", _layers),
+            ("bandwidth", "Share of the copy bandwidth", _bandwidth),
             ("memory", "Memory that training steps add at their peak", _memory),
             ("threads", "Threads", _threads),
+            ("imports", "Importing", _imports),
             ("startup", "From the start of a process", _startup),
             ("frameworks", "ResNet-20 training step in other frameworks", _frameworks),
         )
@@ -77,6 +79,16 @@ def _layers(section: Mapping[str, Any]) -> Lines:
         )
 
 
+def _bandwidth(section: Mapping[str, Any]) -> Lines:
+    for model, found in section.items():
+        yield f"{model}, batch {found['batch']}, of {found['copy_gbs']:.1f} GB/s"
+        for name, row in found["operations"].items():
+            yield (
+                f"  {name:36s} {row['ms']:8.2f} ms {row['gbs']:7.1f} GB/s "
+                f"{100 * row['share']:5.0f} %"
+            )
+
+
 def _memory(section: Mapping[str, Any]) -> Lines:
     for model, found in section.items():
         yield model
@@ -106,10 +118,13 @@ def _threads(section: Mapping[str, Any]) -> Lines:
             yield f"  {name:38s} {speed:8.1f} images/s, {speed / slowest[who]:.2f} times one"
 
 
-def _startup(section: Mapping[str, Any]) -> Lines:
-    for package, seconds in section["imports"].items():
+def _imports(section: Mapping[str, Any]) -> Lines:
+    for package, seconds in section.items():
         yield f"import {package}: {seconds:.2f} s"
-    for model, found in section["steps"].items():
+
+
+def _startup(section: Mapping[str, Any]) -> Lines:
+    for model, found in section.items():
         for name, one in found.items():
             if "skipped" in one:
                 yield f"{model}, {name}: {one['skipped']}"
@@ -127,7 +142,8 @@ def _frameworks(section: Mapping[str, Any]) -> Lines:
         else:
             yield (
                 f"  {found['name'] + ' ' + found['version']:32s} {found['images_per_second']:8.1f} "
-                f"images/s, batch {found['batch']}, first step {found['first']:.1f} s"
+                f"images/s, batch {found['batch']}, first step {found['first']:.1f} s, "
+                f"losses differ by {found['losses_differ']:.0e}"
             )
 
 
@@ -142,6 +158,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             ("train", _markdown_steps),
             ("inference", _markdown_steps),
             ("layers", _markdown_layers),
+            ("bandwidth", _markdown_bandwidth),
             ("memory", _markdown_memory),
             ("frameworks", _markdown_frameworks),
         )
@@ -187,6 +204,16 @@ def _markdown_layers(section: Mapping[str, Any], _: str) -> str:
     ]  # fmt: skip
     return _table(["convolutions by kernel", "layers and passes", "least ratio", "median", "most"],
                   rows)  # fmt: skip
+
+
+def _markdown_bandwidth(section: Mapping[str, Any], _: str) -> str:
+    names = dict.fromkeys(name for found in section.values() for name in found["operations"])
+    rows = []
+    for name in names:
+        shares = (found["operations"].get(name) for found in section.values())
+        rows.append([name, *("-" if row is None else f"{100 * row['share']:.0f} %"
+                             for row in shares)])  # fmt: skip
+    return _table(["share of the copy bandwidth", *map(NAMES.__getitem__, section)], rows)
 
 
 def _markdown_memory(section: Mapping[str, Any], _: str) -> str:

@@ -172,7 +172,7 @@ def _help(folder: Path, job: Mapping[str, Any]) -> None:
         with suppress(FileExistsError):
             (folder / f"{i}.claimed").touch(exist_ok=False)
             for call in calls:
-                call.run()
+                call.kernel.function(*call.values())
             (folder / f"{i}.ready").touch()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from minires.autograd import Tensor, no_grad
 from minires.functional import cross_entropy
-from minires.kernels import Kernel, Operation, registry
+from minires.kernels import Kernel, Operation, PoolGeometry, registry
 from minires.kernels.layout import to_nchw
 from minires.nn import Module
 from minires.optim import SGD
@@ -28,10 +28,20 @@ class Call:
     kernel: Kernel
     arguments: tuple[Any, ...]
 
-    def run(self) -> None:
-        """Call the kernel on zeros."""
-        values = [_zeros(a.shape, a.dtype) if isinstance(a, _Array) else a for a in self.arguments]
-        self.kernel.function(*values)
+    def values(self, rng: np.random.Generator | None = None) -> tuple[Any, ...]:
+        """Arguments for the kernel: zeros, or normal numbers from `rng`; maxima in mid-window."""
+        return tuple(
+            self._array(a, rng) if isinstance(a, _Array) else a for a in self.arguments
+        )
+
+    def _array(self, like: _Array, rng: np.random.Generator | None) -> Any:
+        made, g = _zeros(like.shape, like.dtype), self.arguments[-1]
+        if made.dtype.kind != "f" and isinstance(g, PoolGeometry):
+            # Place 0 may lie in the padding, the middle of a window never does.
+            made += made.dtype.type(g.kernel[0] // 2 * g.kernel[1] + g.kernel[1] // 2)
+        elif made.dtype.kind == "f" and rng is not None:
+            made[...] = rng.standard_normal(made.shape)
+        return made
 
 
 @dataclass(frozen=True)
@@ -53,15 +63,14 @@ def training_calls(model: Module, x_shape: tuple[int, ...]) -> list[Call]:
     found: dict[tuple[Any, ...], Call] = {}
 
     def observe(operation: Operation, kernel: Kernel, args: tuple[Any, ...]) -> Any:
-        results = RESULTS.get(operation.name)
-        if results is None or not kernel.function.__module__.startswith("minires.kernels.cpu"):
+        if not kernel.function.__module__.startswith("minires.kernels.cpu"):
             return kernel.function(*args)  # nothing to compile, and little to do
         kept = tuple(
             _Array(a.shape, a.dtype.name) if isinstance(a, np.ndarray) else a for a in args
         )
         call = Call(operation.name, kernel, kept)
         found.setdefault((operation.name, kernel.name, kept), call)
-        return results(*args)
+        return RESULTS.get(operation.name, kernel.function)(*args)
 
     x, labels = Tensor(_zeros(x_shape, "float32")), np.zeros(x_shape[0], np.int64)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)

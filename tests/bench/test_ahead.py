@@ -15,7 +15,7 @@ import minires as mr
 from minires.bench import ahead, dry_run
 from minires.bench.dry_run import RESULTS, training_calls
 from minires.functional import cross_entropy
-from minires.kernels import available, registry
+from minires.kernels import available, pool_geometry, registry
 from minires.optim import SGD
 from minires.testing.kernel_inputs import arguments
 
@@ -81,6 +81,14 @@ def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(getattr(a, "shape", None) for a in args)
 
 
+def test_maxima_lie_inside_the_image() -> None:
+    g = pool_geometry((2, 16, 9, 9), 3, 2, 1)
+    indices = dry_run._Array((2, 16, *g.out), "int32")
+    call = dry_run.Call("max_pool2d_grad", available("max_pool2d_grad")[0], (indices, g))
+    assert (call.values()[0] == 4).all()
+    assert call.values()[1] is g
+
+
 # -- helpers -------------------------------------------------------------------------------------
 
 JOB = {"model": "resnet20", "options": {}, "x_shape": [2, 3, 8, 8]}
@@ -93,8 +101,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def call(operation: str, kernel: str, shape: str) -> Any:
         return SimpleNamespace(
-            operation=operation, kernel=SimpleNamespace(name=kernel),
-            run=lambda: called.append(f"{operation} {shape}"),
+            operation=operation, values=lambda: (f"{operation} {shape}",),
+            kernel=SimpleNamespace(name=kernel, function=called.append),
         )  # fmt: skip
 
     calls = [call("conv2d", "a", "8"), call("relu", "a", "8"), call("conv2d", "a", "4"),

@@ -58,11 +58,14 @@ RECORD = {
                             "torch channels_last": {"skipped": "no such thing"}}},
     "threads": {"resnet20": {"images_per_second": {"minires, 1 thread": 100.0,
                                                    "minires, 2 threads": 180.0}}},
-    "startup": {"imports": {"minires": 0.2}, "steps": {"resnet20": {
-        "minires cold": {"imported": 0.3, "first": 20.0, "second": 0.1}}}},
+    "bandwidth": {"resnet20": {"batch": 100, "size": 32, "copy_gbs": 20.0, "operations": {
+        "relu (simd)": {"sizes": 3, "bytes": 10**9, "ms": 80.0, "gbs": 12.5, "share": 0.625}}}},
+    "imports": {"minires": 0.2},
+    "startup": {"resnet20": {
+        "minires cold": {"imported": 0.3, "first": 20.0, "second": 0.1}}},
     "frameworks": {
         "jax": {"name": "JAX", "version": "0", "batch": 128, "first": 9.0,
-                "images_per_second": 116.0},
+                "images_per_second": 116.0, "losses_differ": 2e-6},
         "dezero": {"skipped": "ModuleNotFoundError: No module named 'dezero'"},
     },
 }  # fmt: skip
@@ -75,7 +78,8 @@ def test_text_has_every_section():
         "WRONG: 3 elements wrong", "geometric mean of the ratios: 2.45, least 2.00",
         "600 MB", "no such thing", "minires: 0.60 of PyTorch's better", "1.80 times one",
         "import minires: 0.20 s", "first step done after 20.0 s", "116.0 images/s",
-        "skipped: ModuleNotFoundError: No module named 'dezero'",
+        "skipped: ModuleNotFoundError: No module named 'dezero'", "losses differ by 2e-06",
+        "12.5 GB/s    62 %",
     ):  # fmt: skip
         assert expected in text
 
@@ -83,7 +87,7 @@ def test_text_has_every_section():
 def test_markdown_is_made_of_whole_tables():
     markdown = load("tables").markdown(RECORD)
     *tables, caption = markdown.split("\n\n")
-    assert len(tables) == 5
+    assert len(tables) == 6
     for table in tables:
         heading, line, *rows = table.split("\n")
         assert set(line) <= set("|- ")
@@ -91,6 +95,7 @@ def test_markdown_is_made_of_whole_tables():
         assert {row.count("|") for row in (heading, line, *rows)} == {heading.count("|")}
     row = "| ResNet-20, 32x32, batch 100 | 10,000 images/s | 4,000 images/s (eager NCHW) | "
     assert f"{row}**2.50** |" in markdown
+    assert "| relu (simd) | 62 % |" in markdown
     assert "| winograd | 1 | 3.00 | 3.00 | 3.00 |" in markdown
     assert "dezero" not in markdown
     assert caption.startswith("made up, 2 threads; minires 1 (abc), PyTorch 2; allocator: stock")
