@@ -23,7 +23,7 @@ BEYOND_CACHE = 3  # what a call and those between it and its repetition touch, i
 
 
 def bandwidth(work: Work, rounds: int) -> dict[str, Any]:
-    """Every operation but convolutions, at the sizes of the network's step, and SGD.
+    """Every operation of the network's step but convolutions and the classifier, and SGD.
 
     Each call finds its arrays in memory, not in a cache: copies of them take turns. Bytes are the
     least that has to move (`minires.bench.costs`), so a second reading shows as a smaller share.
@@ -32,8 +32,9 @@ def bandwidth(work: Work, rounds: int) -> dict[str, Any]:
     copy = limits().copy_gbs
     model = mr.models.create(work.model)
     rows: dict[str, dict[str, Any]] = {}
-    for call in training_calls(model, (work.batch, 3, work.size, work.size)):
-        if not call.operation.startswith("conv2d"):
+    x_shape = work.batch, 3, work.size, work.size
+    for call in training_calls(model, x_shape, every=True):
+        if not call.operation.startswith(("conv2d", "linear")):
             name, least = f"{call.operation} ({call.kernel.name})", _bytes(call)
             _add(rows, name, least, _seconds(_turns(call, least), rounds))
     name, least, step = _update(model)

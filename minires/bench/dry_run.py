@@ -30,9 +30,7 @@ class Call:
 
     def values(self, rng: np.random.Generator | None = None) -> tuple[Any, ...]:
         """Arguments for the kernel: zeros, or normal numbers from `rng`; maxima in mid-window."""
-        return tuple(
-            self._array(a, rng) if isinstance(a, _Array) else a for a in self.arguments
-        )
+        return tuple(self._array(a, rng) if isinstance(a, _Array) else a for a in self.arguments)
 
     def _array(self, like: _Array, rng: np.random.Generator | None) -> Any:
         made, g = _zeros(like.shape, like.dtype), self.arguments[-1]
@@ -52,25 +50,27 @@ class _Array:
     dtype: str
 
 
-def training_calls(model: Module, x_shape: tuple[int, ...]) -> list[Call]:
+def training_calls(model: Module, x_shape: tuple[int, ...], *, every: bool = False) -> list[Call]:
     """The different calls of two training steps and an evaluation, in the order of the first.
 
     model: a network whose output has a column per class; its parameters are changed.
-    x_shape: (N, C, H, W) of a batch.
+    x_shape: (N, C, H, W) of a batch. every: also kernels that have nothing to compile.
 
     Two steps, because an optimiser with momentum starts to use its kernel in the second.
     """
     found: dict[tuple[Any, ...], Call] = {}
 
     def observe(operation: Operation, kernel: Kernel, args: tuple[Any, ...]) -> Any:
-        if not kernel.function.__module__.startswith("minires.kernels.cpu"):
+        compiled = kernel.function.__module__.startswith("minires.kernels.cpu")
+        if not (compiled or every):
             return kernel.function(*args)  # nothing to compile, and little to do
         kept = tuple(
             _Array(a.shape, a.dtype.name) if isinstance(a, np.ndarray) else a for a in args
         )
         call = Call(operation.name, kernel, kept)
         found.setdefault((operation.name, kernel.name, kept), call)
-        return RESULTS.get(operation.name, kernel.function)(*args)
+        results = RESULTS.get(operation.name) if compiled else None
+        return (results or kernel.function)(*args)
 
     x, labels = Tensor(_zeros(x_shape, "float32")), np.zeros(x_shape[0], np.int64)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)

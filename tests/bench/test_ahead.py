@@ -82,7 +82,7 @@ def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def test_maxima_lie_inside_the_image() -> None:
-    g = pool_geometry((2, 16, 9, 9), 3, 2, 1)
+    g = pool_geometry("max_pool2d", (2, 16, 9, 9), 3, 2, 1)
     indices = dry_run._Array((2, 16, *g.out), "int32")
     call = dry_run.Call("max_pool2d_grad", available("max_pool2d_grad")[0], (indices, g))
     assert (call.values()[0] == 4).all()
