@@ -27,6 +27,8 @@ def bandwidth(work: Work, rounds: int) -> dict[str, Any]:
 
     Each call finds its arrays in memory, not in a cache: copies of them take turns. Bytes are the
     least that has to move (`minires.bench.costs`), so a second reading shows as a smaller share.
+    More than 1 is possible: a plain copy reads each line that it is about to overwrite, which does
+    not count, so what mostly reads, or writes where it has just read, is faster than a copy.
     An operation's rows are its different sizes added up.
     """
     copy = limits().copy_gbs
