@@ -142,11 +142,18 @@ for _pass in PASSES:
         ("direct", None, "The definition, a thread per result; for grouped convolutions."),
         ("implicit", _few_groups, "A product in registers whose columns are never written."),
     ):
-        _add(_pass, _name, "conv", _summary, function=f"{_name}_{_pass}", worth=_worth)
+        _stated = (
+            _late_workspace("conv", "implicit_workspace", _pass) if _name == "implicit" else None
+        )
+        _add(
+            _pass, _name, "conv", _summary, function=f"{_name}_{_pass}", worth=_worth,
+            workspace=_stated,
+        )  # fmt: skip
 for _pass in PASSES:
     _add(
         _pass, "window", "window", "Few channels: filter and window in shared memory.",
         function=f"window_{_pass}", only=_window(_pass), worth=_few,
+        workspace=_late_workspace("window", "workspace", _pass),
     )  # fmt: skip
 # A chunk of 16 bytes must not reach over two taps, so what is read has channels in whole chunks.
 for _pass, _even in (
@@ -172,6 +179,7 @@ for _pass in PASSES:
     _add(
         _pass, "product", "product", "A plain product of the pixels, copied past registers.",
         function=f"product_{_pass}", only=_pointwise, dtypes=FLOATS[:2],
+        workspace=_late_workspace("product", "workspace", _pass),
     )  # fmt: skip
 _tiles: tuple[tuple[int, Condition], ...] = ((2, when_measured), (4, _wide))
 for _tile, _where in _tiles:

@@ -25,7 +25,15 @@ from minires.kernels.cuda.arrays import (
     power_of_two,
 )
 from minires.kernels.cuda.launch import Device, device_of
-from minires.kernels.cuda.tiles import TILES, WEIGHT_TILES, Product, parts_of, plan, splits
+from minires.kernels.cuda.tiles import (
+    TILES,
+    WEIGHT_TILES,
+    Product,
+    Tile,
+    parts_of,
+    plan,
+    splits,
+)
 from minires.kernels.geometry import ConvGeometry
 
 COLUMNS_BYTES = 256 << 20
@@ -201,14 +209,9 @@ def implicit_conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     return nchw(gx)
 
 
-def gather(
-    source: Any, weight: Any, bias: Any, result: Any, g: ConvGeometry, gradient: bool = False
-) -> None:
-    """Launch `gather` of conv_implicit.cu; arrays channels last, the weight turned if gradient."""
-    device, dtype = device_of(source), source.dtype
+def gather_product(g: ConvGeometry, gradient: bool, itemsize: int) -> Product:
+    """The largest product of a pass that gathers: of one residue, in batches of groups."""
     S, D = (g.O, g.C) if gradient else (g.C, g.O)
-    S, D = S // g.groups, D // g.groups
-    packed = S % pack(dtype) == 0 and aligned(device, source, weight)
     if gradient:
         residues = g.stride[0] * g.stride[1]
         pixels = g.N * ceil_div(g.H, g.stride[0]) * ceil_div(g.W, g.stride[1])
@@ -217,20 +220,58 @@ def gather(
         taps = math.prod(ceil_div(k, s // math.gcd(s, d)) for k, s, d in sizes)
     else:
         residues, pixels, taps = 1, g.N * g.out[0] * g.out[1], g.kernel[0] * g.kernel[1]
-    if not pixels:
-        return
-    sums, batch = accumulator(dtype), g.groups * residues
-    product = Product(pixels, D, taps * S, batch, sums.itemsize)
+    G = g.groups
+    return Product(pixels, D // G, taps * (S // G), G * residues, itemsize)
+
+
+def gather_plan(product: Product, packed: bool, processors: int) -> tuple[Tile, int, int]:
+    """The tile, how many parts each sum has, and the terms of a part."""
     usable = TILES if packed else TILES[:-1]  # the last one loads too much number by number
-    chosen = plan(product, usable, SHORTEST, device.multiprocessors)
-    steps, count = parts_of(ceil_div(taps * S, STEP), chosen.splits)
-    tile = chosen.tile
+    chosen = plan(product, usable, SHORTEST, processors)
+    steps, count = parts_of(ceil_div(product.length, STEP), chosen.splits)
+    return chosen.tile, count, steps * STEP
+
+
+def weight_plan(g: ConvGeometry, itemsize: int, processors: int) -> tuple[Tile, int, int]:
+    """The same of a weight gradient, whose terms are pixels."""
+    K, pixels = g.kernel[0] * g.kernel[1] * (g.C // g.groups), g.N * g.out[0] * g.out[1]
+    product = Product(g.O // g.groups, K, pixels, g.groups, itemsize)
+    chosen = plan(product, WEIGHT_TILES, 2 * SHORTEST, processors)
+    per_part, count = parts_of(pixels, chosen.splits)
+    return chosen.tile, count, per_part
+
+
+def implicit_workspace(operation: str, g: ConvGeometry, dtype: str) -> int:
+    """Bytes of the parts of split sums on 132 multiprocessors, and of a turned weight."""
+    sums, weight = 8 if dtype == "float64" else 4, g.O * (g.C // g.groups) * math.prod(g.kernel)
+    itemsize = 2 if dtype in ("float16", "bfloat16") else sums
+    if operation == "conv2d_grad_weight":
+        count = weight_plan(g, sums, 132)[1]
+        return weight * sums * count if count > 1 or itemsize < sums else 0
+    gradient = operation == "conv2d_grad_input"
+    product, S = gather_product(g, gradient, sums), (g.O if gradient else g.C) // g.groups
+    count = gather_plan(product, S % (16 // itemsize) == 0, 132)[1]
+    result = math.prod(g.x_shape if gradient else g.y_shape)
+    return result * sums * count * (count > 1) + weight * itemsize * gradient
+
+
+def gather(
+    source: Any, weight: Any, bias: Any, result: Any, g: ConvGeometry, gradient: bool = False
+) -> None:
+    """Launch `gather` of conv_implicit.cu; arrays channels last, the weight turned if gradient."""
+    device, dtype, sums = device_of(source), source.dtype, accumulator(source.dtype)
+    packed = weight.shape[-1] % pack(dtype) == 0 and aligned(device, source, weight)
+    product = gather_product(g, gradient, sums.itemsize)
+    if not product.rows:
+        return
+    tile, count, per_part = gather_plan(product, packed, device.multiprocessors)
     parts = device.xp.empty((count, *result.shape), sums) if count > 1 else None
     module = device.module(
         "conv_implicit.cu", ELEMENT=dtype, PACKED=int(packed), **tile.definitions
     )
-    grid = ceil_div(pixels, tile.BM) * ceil_div(D, tile.BN), batch, count
-    args = (source, weight, bias, result, parts, np.int32(steps * STEP), np.int32(gradient),
+    pieces = ceil_div(product.rows, tile.BM) * ceil_div(product.columns, tile.BN)
+    grid = pieces, product.batch, count
+    args = (source, weight, bias, result, parts, np.int32(per_part), np.int32(gradient),
             *geometry_arguments(g))  # fmt: skip
     module.kernel("gather")(grid, (tile.threads,), args)
     if parts is not None:
@@ -242,12 +283,9 @@ def implicit_conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     device = device_of(x)
     x, gy = nhwc(device.xp, x), nhwc(device.xp, gy)
     S, D = g.C // g.groups, g.O // g.groups
-    K, pixels = g.kernel[0] * g.kernel[1] * S, g.N * g.out[0] * g.out[1]
+    K, sums = g.kernel[0] * g.kernel[1] * S, accumulator(x.dtype)
     packed = aligned(device, x, gy) and S % pack(x.dtype) == 0 and D % pack(x.dtype) == 0
-    sums = accumulator(x.dtype)
-    product = Product(D, K, pixels, g.groups, sums.itemsize)
-    chosen = plan(product, WEIGHT_TILES, 2 * SHORTEST, device.multiprocessors)
-    tile, (per_part, count) = chosen.tile, parts_of(pixels, chosen.splits)
+    tile, count, per_part = weight_plan(g, sums.itemsize, device.multiprocessors)
     parts = device.xp.empty((count, g.O, K), sums)
     module = device.module(
         "conv_implicit.cu", ELEMENT=x.dtype, PACKED=int(packed), **tile.definitions

@@ -76,6 +76,16 @@ def _launch(
     return parts
 
 
+def workspace(operation: str, g: ConvGeometry, dtype: str) -> int:
+    """Bytes of the parts of split sums on 132 multiprocessors, and of a turned weight."""
+    itemsize, pixels, weight = np.dtype(dtype).itemsize, g.N * g.out[0] * g.out[1], g.O * g.C
+    I, J, K = {"conv2d": (pixels, g.O, g.C), "conv2d_grad_input": (pixels, g.C, g.O),
+               "conv2d_grad_weight": (g.O, g.C, pixels)}[operation]  # fmt: skip
+    count = split_of(Product(I, J, K, 1, itemsize), 132)[1]
+    turned = weight * itemsize if operation == "conv2d_grad_input" else 0
+    return I * J * count * itemsize * (count > 1) + turned
+
+
 def product_conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Y = X @ W^T, a row per pixel."""
     device = device_of(x)

@@ -201,6 +201,14 @@ def weight_shared(g: ConvGeometry, itemsize: int) -> int:
     return max(window, grads * block.across * WEIGHT_COLUMNS) * itemsize
 
 
+def workspace(operation: str, g: ConvGeometry, dtype: str) -> int:
+    """Bytes of a weight gradient's parts, one of each block on 132 multiprocessors; else none."""
+    if operation != "conv2d_grad_weight":
+        return 0
+    gather, sums = forward(g), 8 if dtype == "float64" else 4
+    return min(gather.windows(WEIGHT_PIXELS), 132) * g.O * gather.K * sums
+
+
 def window_conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The whole gradient in registers; the sum over windows split over blocks, joined in order."""
     device = device_of(x)
