@@ -20,8 +20,9 @@ from minires.kernels.geometry import ConvGeometry, Pair
 TILES = (Tile(112, 64, 7, 8), Tile(128, 64, 8, 8), Tile(64, 32, 4, 8), Tile(128, 16, 8, 4))
 """BM pixels by BN channels. 112 is a row of ImageNet's stem, 128 four rows of CIFAR's images."""
 
-SHARED = 227 << 10
-"""Bytes of shared memory that a block may use on compute capability 9.0."""
+SHARED, HELD = 163 << 10, 227 << 10
+"""Bytes of shared memory that a block may use on compute capability 8.0 and later, and that a
+multiprocessor of 9.0 has for all of its blocks."""
 
 GAP = 4
 """Numbers between the pixels of a window, at most."""
@@ -102,7 +103,7 @@ def usable(gather: Gather, itemsize: int) -> list[Tile]:
 
 def blocks_at_once(gather: Gather, tile: Tile, itemsize: int) -> int:
     """How many blocks a multiprocessor holds: by shared memory, and 16 warps of them."""
-    by_memory = SHARED // (gather.shared(tile) * itemsize + 1024)
+    by_memory = HELD // (gather.shared(tile) * itemsize + 1024)
     return max(1, min(by_memory, 512 // tile.threads))
 
 
