@@ -9,15 +9,20 @@ Devices are given as "cuda", "cuda:1", a number, or None for the current one. Al
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from minires.kernels.arrays import parse_device
 
 if TYPE_CHECKING:
+    from minires.kernels.cuda.graph import Workplace
+    from minires.training.graphs import GraphedStep
     from minires.training.out_of_memory import OutOfMemoryError
 
 __all__ = [
+    "GraphedStep",
     "OutOfMemoryError",
+    "Workplace",
     "current_device",
     "device_count",
     "empty_cache",
@@ -29,13 +34,16 @@ __all__ = [
 ]
 
 Device = str | int | None
+_LATE = {
+    "GraphedStep": "minires.training.graphs",
+    "OutOfMemoryError": "minires.training.out_of_memory",
+    "Workplace": "minires.kernels.cuda.graph",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "OutOfMemoryError":
-        from minires.training.out_of_memory import OutOfMemoryError
-
-        return OutOfMemoryError
+    if name in _LATE:
+        return getattr(importlib.import_module(_LATE[name]), name)
     raise AttributeError(f"module 'minires.cuda' has no attribute {name!r}")
 
 

@@ -11,6 +11,7 @@ from minires.training.finiteness import NotFiniteError
 from minires.training.fit import Run, epoch_header, epoch_line, fit
 from minires.training.modelfile import TrainedModel, load_model, save_model
 from minires.training.normalization import Normalization
+from minires.training.precision import PRECISIONS, MixedPrecision
 from minires.training.recipes import Recipe
 from minires.training.runs import RunFolder, default_folder
 from minires.training.trainer import EpochMetrics, Progress, Trainer

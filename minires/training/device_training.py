@@ -16,8 +16,9 @@ from minires.kernels.cuda import memory
 from minires.kernels.cuda.graph import Workplace
 from minires.kernels.cuda.steps import Figures
 from minires.training import resident
+from minires.training.device_evaluation import DeviceEvaluation
 from minires.training.device_steps import DeviceSteps
-from minires.training.evaluate import Evaluation, evaluate
+from minires.training.evaluate import Evaluation, check_logits, evaluate
 from minires.training.finiteness import NotFiniteError
 from minires.training.out_of_memory import OutOfMemoryError, explained
 from minires.training.precision import kernels_of
@@ -46,11 +47,12 @@ class DeviceTraining:
             self.resident = resident.ResidentBatches(
                 trainer.loader, trainer.recipe, trainer.normalization, self.place
             )
+        self.evaluation: DeviceEvaluation | None = None
         self.transfer = Transfer(trainer.loader, self.place)
         self.steps = DeviceSteps(
             trainer.model,
             trainer.optimizer,
-            trainer.loss,
+            self._loss,
             self.place,
             precision=trainer.precision,
             graph=graph,
@@ -101,6 +103,11 @@ class DeviceTraining:
             before = figures.right, figures.images
             yield Reading(step, lr, figures.loss, figures.right, figures.images)
 
+    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """A device does not look at labels, so their number is looked at here."""
+        check_logits("train", logits, len(y), self.trainer.train_set)
+        return self.trainer.loss(logits, y)
+
     def _batches(self) -> Iterator[tuple[tuple[Any, ...], dict[str, int]]]:
         """Of each batch: arrays on the device, or how many images to make there."""
         if self.resident is None:
@@ -131,6 +138,8 @@ class DeviceTraining:
         trainer = self.trainer
         batch = trainer.recipe.batch_size
         try:
+            if resident.fits(dataset, self.place):
+                return self._evaluation_of(dataset, batch)()
             return evaluate(
                 trainer.model,
                 dataset,
@@ -141,6 +150,16 @@ class DeviceTraining:
             )
         except MemoryError as error:
             raise self._explained(error, batch) from None
+
+    def _evaluation_of(self, dataset: Dataset, batch: int) -> DeviceEvaluation:
+        """Made once for a set, which then stays on the device."""
+        made = self.evaluation
+        if made is None or made.dataset is not dataset:
+            made = self.evaluation = DeviceEvaluation(
+                self.steps.mixed, dataset, self.trainer.normalization, self.place, batch,
+                graph=self.steps.graphed is not None,
+            )  # fmt: skip
+        return made
 
     def _explained(self, error: MemoryError, batch: int) -> OutOfMemoryError:
         """An error that says what to do; the device's memory is free again for another try."""
@@ -159,6 +178,7 @@ class DeviceTraining:
         self.trainer.optimizer.zero_grad()
         if self.steps.graphed is not None:
             self.steps.graphed.release()
+        self.evaluation = None
         gc.collect()  # a trainer and its parts refer to each other: so do those of earlier runs
         memory.empty_cache(self.place.xp)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,39 +83,58 @@ def evaluate(
     check_precision(precision, device)
     if len(dataset) == 0:
         raise ValueError(f"evaluate: {dataset!r} has no images")
-    K = len(dataset.classes)
-    confusion = np.zeros((K, K), np.int64)
     losses, answers, labels = [], [], []
     start = time.perf_counter()
-    modes = [(module, module.training) for module in model.modules()]
     loader = Loader(dataset, batch_size=batch_size, transform=transform)
     place, batches = _on(device, loader)
     call = MixedPrecision(model, precision)
-    model.eval()
-    try:
-        # Overflow is not hidden: it shows as a loss that is not finite.
-        quiet = np.errstate(over="ignore", invalid="ignore")
-        with no_grad(), quiet, place, kernels_of(precision):
-            for x, y in batches:
-                logits = call(Tensor._wrap(x))
-                if logits.shape != (len(y), K):
-                    raise ValueError(
-                        f"evaluate: the model gives {'x'.join(map(str, logits.shape))} for "
-                        f"{len(y)} images; expected {len(y)}x{K} ({K} classes of {dataset.name})"
-                    )
-                losses.append(F.cross_entropy(logits, Tensor._wrap(y), reduction="none")._data)
-                answers.append(logits._data.argmax(axis=1))
-                labels.append(y.copy())
+    # Overflow is not hidden: it shows as a loss that is not finite.
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with evaluation_mode(model), no_grad(), quiet, place, kernels_of(precision):
+        for x, y in batches:
+            logits = call(Tensor._wrap(x))
+            check_logits("evaluate", logits, len(y), dataset)
+            losses.append(F.cross_entropy(logits, Tensor._wrap(y), reduction="none")._data)
+            answers.append(logits._data.argmax(axis=1))
+            labels.append(y.copy())
         # Read at the end, once for each batch: a device does not wait for the host in between.
         loss, answer, label = (
             np.concatenate([to_host(part) for part in parts]) for parts in (losses, answers, labels)
         )
+    return summarised(dataset, loss, answer, label, start)
+
+
+def check_logits(who: str, logits: Tensor, n: int, dataset: Dataset) -> None:
+    """Raise ValueError unless there is one for each class of each of n images."""
+    K = len(dataset.classes)
+    if logits.shape != (n, K):
+        raise ValueError(
+            f"{who}: the model gives {'x'.join(map(str, logits.shape))} for {n} images; "
+            f"expected {n}x{K} ({K} classes of {dataset.name})"
+        )
+
+
+@contextmanager
+def evaluation_mode(model: Module) -> Iterator[None]:
+    """A block in which every module is in evaluation mode; modes are put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    np.add.at(confusion, (label, answer), 1)
+
+
+def summarised(
+    dataset: Dataset, losses: Any, answers: Any, labels: Any, start: float
+) -> Evaluation:
+    """From the loss, the answer and the label of every image; start: when it began."""
+    K = len(dataset.classes)
+    confusion = np.zeros((K, K), np.int64)
+    np.add.at(confusion, (labels, answers), 1)
     return Evaluation(
-        loss=float(loss.mean(dtype=np.float64)),
+        loss=float(losses.mean(dtype=np.float64)),
         accuracy=float(np.trace(confusion) / len(dataset)),
         confusion=confusion,
         classes=dataset.classes,

@@ -100,6 +100,7 @@ class GraphedStep:
 
     def release(self) -> None:
         """Forget all graphs and give their memory back; the next steps warm up again."""
+        self.place.stream.synchronize()
         self._captured.clear()
         self._seen.clear()
         self.pool.free_all_blocks()
@@ -146,8 +147,9 @@ class GraphedStep:
     ) -> _Captured | None:
         """Record a step without running it; None if the device refuses, with the reason noted."""
         if len(self._captured) >= MOST:
+            self.place.stream.synchronize()  # it may be running
             self._captured.popitem(last=False)
-        inputs = tuple(a.copy() for a in arrays)
+        inputs = tuple(self.place.xp.empty_like(a) for a in arrays)  # in their memory order
         before, gradients = get_rng_state(), [tensor.grad for tensor in tensors]
         captured = False
         try:

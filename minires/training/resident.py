@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.data import Loader
+from minires.data import Dataset, Loader
 from minires.data._layout import to_nhwc
 from minires.data.transforms import RandomCrop, RandomHorizontalFlip
 from minires.kernels.cuda.batch import ResidentSet
@@ -31,10 +31,16 @@ def obstacle(recipe: Recipe, loader: Loader, place: Workplace) -> str | None:
         return "images are resized"
     if recipe.color_pca:
         return "colours are shifted"
-    free, _ = place.cuda.runtime.memGetInfo()
-    if loader.dataset.images.nbytes > SHARE * free:
+    if not fits(loader.dataset, place):
         return f"the set takes more than {SHARE:.0%} of the device's free memory"
     return None
+
+
+def fits(dataset: Dataset, place: Workplace) -> bool:
+    """Whether a set may be kept on the device."""
+    with place:
+        free, _ = place.cuda.runtime.memGetInfo()
+    return dataset.images.nbytes <= SHARE * free
 
 
 def draw_epoch(loader: Loader, recipe: Recipe, epoch: int) -> np.ndarray:
@@ -58,7 +64,7 @@ def draw_epoch(loader: Loader, recipe: Recipe, epoch: int) -> np.ndarray:
 
 
 def resident_set(
-    place: Workplace, dataset: Any, normalization: Normalization, padding: int = 0
+    place: Workplace, dataset: Dataset, normalization: Normalization, padding: int = 0
 ) -> ResidentSet:
     """A set copied to the device, in the layout of the kernel."""
     mean, std = normalization.mean, normalization.std

@@ -212,6 +212,28 @@ def test_a_processor_computes_in_fp32_only(sets: Any) -> None:
         train(sets, "gpu")
 
 
+def test_evaluation_between_epochs_sees_the_model_as_it_is(cuda: str, sets: Any) -> None:
+    """Its graphs are captured once, and the weights change under them."""
+    run = Run.new(small_net(), *sets, RECIPE.replace(batch_size=8), device=cuda)
+    trainer = run.trainer
+    for _ in range(3):
+        metrics = trainer.train_epoch()
+        expected = mr.training.evaluate(
+            trainer.model, sets[1], trainer.normalization.transform(), batch_size=8, device=cuda
+        )
+        assert metrics.test_loss == expected.loss
+        np.testing.assert_array_equal(trainer.evaluate(sets[1]).confusion, expected.confusion)
+    assert trainer.on_device.evaluation.graphed.captures == 2
+    other = trainer.evaluate(sets[0])
+    assert other.images == 40
+
+
+def test_a_model_of_too_few_classes(cuda: str, sets: Any) -> None:
+    net = mr.nn.Sequential(mr.nn.Flatten(), mr.nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="train: the model gives 16x3 for 16 images; expected 16x"):
+        fit(net, *sets, RECIPE, device=cuda, log=None)
+
+
 def test_evaluation_on_the_device(cuda: str, sets: Any) -> None:
     run = train(sets, "cpu", recipe=RECIPE.replace(epochs=1))
     model, transform = run.trained.model, run.trained.normalization.transform()

@@ -27,6 +27,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from minires.kernels.arrays import parse_device
+from minires.kernels.cuda import memory
 from minires.kernels.cuda.launch import Device, numbered
 
 
@@ -38,6 +39,9 @@ class Graph(Protocol):
     """Recorded work, as CuPy or the emulator keeps it."""
 
     def launch(self) -> None: ...
+
+
+_streams: dict[tuple[int, int], Any] = {}
 
 
 class Workplace:
@@ -58,7 +62,12 @@ class Workplace:
         self.xp = self.device.xp
         self.cuda = self.xp.cuda
         with self.cuda.Device(self.number):
-            self.stream = self.cuda.Stream()
+            memory.watch(self.xp)
+            # One for each device: CuPy's pool gives memory back to the stream that it was made on.
+            key = id(self.xp), self.number
+            if key not in _streams:
+                _streams[key] = self.cuda.Stream()
+        self.stream = _streams[key]
         self._entered: list[Any] = []
 
     def __enter__(self) -> Self:
