@@ -1,4 +1,4 @@
-"""Memory layouts on a device, and the sizes of launches: what the host side of kernels shares."""
+"""The sizes of launches, and what else the host side of kernels shares."""
 
 from __future__ import annotations
 
@@ -7,35 +7,19 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.cuda.launch import Device
+from minires.kernels.layout import to_nchw, to_nhwc
 
 THREADS = 256
 BLOCKS_PER_PROCESSOR = 8
 """Blocks of 256 threads that a multiprocessor holds at once; more wait for their turn."""
 
 
+nchw = to_nchw
+
+
 def nhwc(xp: Any, x: Any) -> Any:
-    """(N, C, H, W) in any memory -> (N, H, W, C) contiguous; copies only if x is not so already."""
-    return xp.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def nchw(x: Any) -> Any:
-    """(N, H, W, C) -> (N, C, H, W), a view."""
-    return x.transpose(0, 3, 1, 2)
-
-
-def rows(xp: Any, x: Any) -> Any:
-    """(N, C, H, W) or (N, C) -> (N*H*W, C): one row per pixel; a view of channels-last memory."""
-    if x.ndim == 2:
-        return xp.ascontiguousarray(x)
-    return nhwc(xp, x).reshape(-1, x.shape[1])
-
-
-def from_rows(flat: Any, shape: tuple[int, ...]) -> Any:
-    """The inverse of `rows`: (N*H*W, C) -> `shape`, a view."""
-    if len(shape) == 2:
-        return flat.reshape(shape)
-    N, C, H, W = shape
-    return nchw(flat.reshape(N, H, W, C))
+    """`layout.to_nhwc`, for host code that has the array module at hand."""
+    return to_nhwc(x)
 
 
 def accumulator(dtype: Any) -> Any:

@@ -16,12 +16,11 @@ from minires.kernels.cuda.arrays import (
     accumulator,
     aligned,
     ceil_div,
-    from_rows,
     pack,
     power_of_two,
-    rows,
 )
 from minires.kernels.cuda.launch import Device, Kernel, device_of
+from minires.kernels.layout import from_rows, rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class _Rows:
         self.device = device_of(images[0])
         self.xp = self.device.xp
         self.shape = images[0].shape
-        self.given = [rows(self.xp, i) for i in images]
+        self.given = [rows(i) for i in images]
         self.m, self.C = self.given[0].shape
         self.dtype = images[0].dtype
         self.sums = accumulator(self.dtype)
