@@ -39,7 +39,7 @@ WORK = {
     "resnet18": Work("resnet18", 128, 224),
     "resnet50": Work("resnet50", 128, 224),
 }
-REHEARSAL = {"resnet20": Work("resnet20", 2, 8)}
+REHEARSAL = Work("resnet8", 2, 8)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,7 +149,7 @@ def _layers(found: Any, options: argparse.Namespace, save: Callable[[str, Any], 
 
     from minires.bench.layers import conv_layers
 
-    work = REHEARSAL["resnet20"] if found.rehearsal else WORK["resnet50"]
+    work = Work("resnet20", 2, 8) if found.rehearsal else WORK["resnet50"]
     chosen = conv_layers(work.model, work.batch, work.size)
     for layer in chosen[:2] if found.rehearsal else chosen:
         for precision in options.precisions:
@@ -185,7 +185,7 @@ def _networks(kind: str) -> Callable[..., None]:
 
 def _works(found: Any, options: argparse.Namespace) -> list[Work]:
     if found.rehearsal:
-        return list(REHEARSAL.values())
+        return [REHEARSAL]
     return [
         Work(name, options.batch or WORK[name].batch, WORK[name].size) for name in options.models
     ]

@@ -8,13 +8,21 @@ import numpy as np
 
 import minires as mr
 import minires.functional as F
+from minires.models.resnet import cifar_resnet
 from minires.optim import SGD
 from versus.work import SETTINGS, Call, Work
 
 
+def net(name: str, **options: Any) -> Any:
+    """A registered network, or the paper's family at the least depth, for rehearsals."""
+    if name == "resnet8":
+        return cifar_resnet(8, **options)
+    return mr.models.create(name, **options)
+
+
 def training_step(work: Work, model: Any = None) -> Call:
     """One training step: forward, cross-entropy, backward, SGD with momentum and decay."""
-    model = mr.models.create(work.model) if model is None else model
+    model = net(work.model) if model is None else model
     optimizer = SGD(model.parameters(), **SETTINGS)
     x, labels = mr.Tensor(work.images()), work.labels()
 

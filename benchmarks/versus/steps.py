@@ -32,7 +32,7 @@ def same_nets(name: str) -> tuple[Any, Any]:
     else wins nothing.
     """
     mr.manual_seed(0)
-    mine, other = mr.models.create(name), theirs.TorchResNet(name)
+    mine, other = ours.net(name), theirs.TorchResNet(name)
     state = {key: torch.tensor(np.array(t.numpy())) for key, t in mine.state_dict().items()}
     other.load_state_dict(state)
     x = Work(name, 2, 32 if other.small else 64).images()

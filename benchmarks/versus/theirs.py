@@ -15,7 +15,7 @@ from versus.work import SETTINGS, Call, Work
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 COUNTS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet20": (3, 3, 3),
-          "resnet110": (18, 18, 18)}  # fmt: skip
+          "resnet110": (18, 18, 18), "resnet8": (1, 1, 1)}  # fmt: skip
 
 
 class Block(nn.Module):

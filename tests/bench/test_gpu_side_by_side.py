@@ -62,6 +62,64 @@ def test_kernels_are_rehearsed(script, tmp_path, capsys):
     assert "geometric mean, bf16" in printed
 
 
+def test_networks_are_rehearsed(script, tmp_path):
+    """A training step, an inference and a whole training, each held to PyTorch's."""
+    parts = ("train", "inference", "recipe")
+    only = ("--precisions", "fp32", "--recipe-precision", "fp32", "--no-compile")
+    status = rehearse(script, *parts, *only, "--out", str(tmp_path))
+    record = json.loads((tmp_path / script.NAME).read_text())
+    assert script.failures(record) == []
+    assert status == 0
+    for part in ("train", "inference"):
+        (row,) = record[part].values()
+        assert set(row["times"]) == {"minires", "torch eager", "torch CUDA graph"}
+        assert row["skipped"] == {}
+    assert row["ratio"] > 0
+    assert record["train"]["resnet8 fp32"]["distance"] < 1e-3
+    assert set(record["recipe"]["runs"]) == {"minires 0", "torch 0"}
+    assert len(record["recipe"]["runs"]["minires 0"]["curve"]) == 2
+
+
+@pytest.mark.parametrize("who", ["minires", "torch"])
+def test_memory_is_measured_in_a_process_of_its_own(script, who):
+    run = importlib.import_module("versus.processes").run
+    program = ["-m", "versus.programs.gpu_peak_memory", "resnet8", "1", "8", who, "fp32"]
+    found = run([*program, "rehearse"], timeout=120)
+    assert found["peak"] >= found["taken"] > 0
+
+
+def test_weights_that_went_elsewhere_are_noticed():
+    pytest.importorskip("torch")
+    compared = importlib.import_module("versus.gpu.steps").compared_updates
+    before = {"conv.weight": np.zeros(4), "bn.running_mean": np.zeros(1)}
+    theirs = {"conv.weight": np.full(4, 1.0), "bn.running_mean": np.ones(1)}
+    near = {"conv.weight": np.full(4, 1.01), "bn.running_mean": np.full(1, 9.0)}
+    assert compared(before, near, theirs, 0.02) == pytest.approx(0.01)
+    far = {"conv.weight": np.full(4, -1.0), "bn.running_mean": np.ones(1)}
+    for wrong in (far, before, {**near, "conv.weight": np.full(4, np.nan)}):
+        with pytest.raises(RuntimeError, match="of their way from PyTorch's"):
+            compared(before, wrong, theirs, 0.02)
+    with pytest.raises(RuntimeError, match="inf of their way"):
+        compared(before, before, before, 0.02)
+
+
+def test_the_same_accuracy_is_within_a_deviation_of_the_seeds():
+    pytest.importorskip("torch")
+    summary = importlib.import_module("versus.gpu.recipe").summary
+
+    def runs(mine, theirs):
+        both = (("minires", mine), ("torch", theirs))
+        return {f"{side} {i}": {"test_accuracy": a, "seconds": 1.0 + i}
+                for side, accuracies in both for i, a in enumerate(accuracies)}  # fmt: skip
+
+    close = summary(runs([0.910, 0.914, 0.918], [0.912, 0.913, 0.914]))
+    assert close["within_a_deviation"] is True
+    assert (close["minires"]["runs"], close["minires"]["seconds"]) == (3, 2.0)
+    assert summary(runs([0.90, 0.901], [0.92, 0.921]))["within_a_deviation"] is False
+    assert summary(runs([0.9], [0.9]))["within_a_deviation"] is None
+    assert summary({"torch 0": {"failed": "no memory"}}) == {}
+
+
 def test_a_rehearsal_writes_no_record(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     assert rehearse(script, "limits") == 0

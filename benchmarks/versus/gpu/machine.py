@@ -88,10 +88,14 @@ def machine(rehearse: bool) -> Iterator[Machine]:
         return
     from minires.kernels.cuda import emulate
 
-    place = Emulator()
-    with emulate.device():
-        found = measure_device(place, repeats=1, size=8, megabytes=1, tries=1)
-        yield Machine(place, "cpu", found, rehearsal=True)
+    place, threads = Emulator(), torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny work is not worth waking others for
+    try:
+        with emulate.device():
+            found = measure_device(place, repeats=1, size=8, megabytes=1, tries=1)
+            yield Machine(place, "cpu", found, rehearsal=True)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def set_precision(precision: str) -> None:

@@ -22,9 +22,13 @@ from minires.data import Dataset
 from minires.training import Recipe, Trainer
 from minires.training.normalization import Normalization
 from versus.gpu.machine import Machine, autocast, set_precision
+from versus.ours import net
 from versus.theirs import TorchResNet
 
-MODEL = "resnet20"
+
+def model_of(found: Machine) -> str:
+    """What is trained: the paper's ResNet-20, or less in a rehearsal."""
+    return "resnet8" if found.rehearsal else "resnet20"
 
 
 def recipe_runs(
@@ -49,7 +53,7 @@ def our_run(
     start = time.perf_counter()
     mr.manual_seed(seed)
     options = {"num_classes": len(train_set.classes), "in_channels": train_set.images.shape[1]}
-    model = mr.models.create(MODEL, **options)
+    model = net(model_of(found), **options)
     trainer = Trainer(
         model, train_set, test_set, recipe, seed=seed, device="cuda", precision=precision
     )
@@ -91,8 +95,8 @@ class _TorchTraining:
         self.padded = padded.to(found.torch_device)
         self.labels = torch.tensor(np.asarray(train_set.labels)).to(found.torch_device)
         self.size = images.shape[2:]
-        net = TorchResNet(MODEL)
-        self.net = net.to(found.torch_device, memory_format=torch.channels_last)
+        torch_net = TorchResNet(model_of(found))
+        self.net = torch_net.to(found.torch_device, memory_format=torch.channels_last)
         fused = found.torch_device == "cuda"
         self.optimizer = torch.optim.SGD(
             self.net.parameters(), lr=recipe.lr, momentum=recipe.momentum,
