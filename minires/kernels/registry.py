@@ -79,7 +79,6 @@ class Kernel:
         """Bytes that a call takes besides its arguments and results; None if nobody said."""
         return None if self.workspace is None else int(self.workspace(geometry, dtype))
 
-
     @property
     def ours(self) -> bool:
         """Whether it came with minires; tables of measurements know no others."""
