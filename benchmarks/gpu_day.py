@@ -10,7 +10,8 @@
 Each step is a process with a time limit and a log in the folder; `steps.json` there says how each
 ended. The order is that of value: whether the kernels are right, then the rows of the speed table,
 then what takes long. A step that fails does not stop the others. Records of measurements are in the
-folder too; copy gpu_vs_torch.json to benchmarks/results to keep it.
+folder too, and the table of the fastest kernels that later steps go by; copy gpu_vs_torch.json to
+benchmarks/results to keep it.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ def run(step: Step, out: Path, seconds: float) -> dict[str, Any]:
         return {"ended": "skipped", "why": f"{step.needs} is not installed"}
     log, start = out / f"{step.name}.log", time.monotonic()
     environment = os.environ | {"PYTHONPATH": _path(), "PYTHONUNBUFFERED": "1"}
+    tuned = out / "tuning.json"
+    if step.name.startswith("tune-") or tuned.exists():
+        environment["MINIRES_TUNING"] = str(tuned)
     with open(log, "w", encoding="utf-8") as output:
         output.write(f"$ {' '.join(step.command)}\n")
         output.flush()

@@ -243,6 +243,17 @@ def test_steps_end_as_they_end_and_leave_logs(day, tmp_path):
     assert (tmp_path / "good.log").read_text().splitlines()[1:] == ["fine"]
 
 
+def test_later_steps_go_by_the_table_of_an_earlier_one(day, tmp_path, monkeypatch):
+    monkeypatch.delenv("MINIRES_TUNING")
+    show = "import os; print(os.environ.get('MINIRES_TUNING', 'none'))"
+    write = "import os; open(os.environ['MINIRES_TUNING'], 'w').close()"
+    chosen = [step(day, "before", show), step(day, "tune-net", write), step(day, "after", show)]
+    day.day(chosen, tmp_path, 1000.0, False, {})
+    found = states(tmp_path)
+    assert found["before"]["last"] == "none"
+    assert found["after"]["last"] == str(tmp_path / "tuning.json")
+
+
 def test_what_takes_too_long_is_ended_with_all_it_started(day, tmp_path):
     code = (
         "import subprocess, sys, time\n"
