@@ -10,8 +10,9 @@ PyTorch eager, as a CUDA graph, and compiled, all channels_last, at the same pre
 tf32 off, tf32, bf16. Contenders take turns in one process. What is wrong is not timed: kernels are
 held to the float64 reference, nets to PyTorch's answers and to its weights after two steps.
 
-The record is written after every row, so that an interruption loses the row it falls in and nothing
-else; a later run with the same --out replaces the parts that it measures and keeps the others.
+The record is written after every row, so that an interruption loses the row it falls in and
+nothing else. A later run with the same --out, of the same commit on the same machine, replaces the
+rows that it measures and keeps the others; the record of another commit or machine is put aside.
 
 --rehearse runs everything on tiny shapes, our kernels on the emulator, PyTorch on the processor, so
 that nothing fails for a silly reason when there is a GPU. Its times mean nothing, and no record is
@@ -28,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from versus.gpu.tables import WHOLE
 from versus.work import Work
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
                 MEASURES[part](found, options, save)
             except Exception as error:  # the other parts may have better luck
                 traceback.print_exc()
-                save(tables.WHOLE, {"failed": f"{type(error).__name__}: {error}"})
+                save(WHOLE, {"failed": f"{type(error).__name__}: {error}"})
     print(tables.text(record.content))
     if record.path is not None:
         print(f"\nrecord: {record.path}")
@@ -87,37 +89,39 @@ def failures(content: Any) -> list[str]:
 class Record:
     """What is known so far, in a file that is written anew with every row.
 
-    folder: where; None to keep it in memory alone. What the file has of other parts is kept.
+    folder: where; None to keep it in memory alone.
     """
 
     def __init__(self, folder: Path | None, options: argparse.Namespace) -> None:
         self.options = options
         self.path = None if folder is None else folder / NAME
         self.content: dict[str, Any] = {}
+
+    def begin(self, found: Any) -> None:
+        """Note the machine, and go on with the file if it is of the same machine and commit."""
+        from minires.bench.machine import machine
+
+        facts = machine("cpu" if found.rehearsal else "cuda")
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
                 self.content = json.loads(self.path.read_text())
-
-    def begin(self, found: Any) -> None:
-        """Note the machine."""
-        from minires.bench.machine import machine
-
-        self.content["machine"] = machine("cpu" if found.rehearsal else "cuda")
+                if _origin(self.content["machine"]) != _origin(facts):
+                    date = self.content["machine"]["date"].replace(":", "")
+                    self.path.rename(self.path.with_name(f"{self.path.stem}-{date}.json"))
+                    self.content = {}
+        self.content["machine"] = facts
         self.content["rehearsal"] = found.rehearsal
         self.content["rounds"] = self.options.rounds
 
     def saver(self, part: str) -> Callable[[str, Any], None]:
         """What a part calls with the name of a row and the row; names may be paths, a/b."""
-        begun = False
+        rows = self.content.setdefault(part, {})
+        rows.pop(WHOLE, None)
 
         def save(name: str, row: Any) -> None:
-            nonlocal begun
-            if not begun:
-                self.content[part] = {}
-                begun = True
             *folders, last = name.split("/")
-            place = self.content[part]
+            place = rows
             for folder in folders:
                 place = place.setdefault(folder, {})
             place[last] = row
@@ -132,6 +136,12 @@ class Record:
 
         if self.path is not None:
             write_record(self.path, self.content)
+
+
+def _origin(facts: dict[str, Any]) -> tuple[Any, ...]:
+    """What the rows of one record have in common."""
+    gpu = facts.get("gpu")
+    return facts["commit"], facts["cpu"], gpu and gpu["name"], gpu and gpu["driver"]
 
 
 def _limits(found: Any, options: argparse.Namespace, save: Callable[[str, Any], None]) -> None:

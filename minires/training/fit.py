@@ -23,6 +23,7 @@ from minires import models
 from minires.data import Dataset
 from minires.functional.random import manual_seed
 from minires.kernels import choices
+from minires.kernels.arrays import parse_device
 from minires.nn import Module, init
 from minires.training import recipes
 from minires.training.curve import plot_curve
@@ -106,7 +107,7 @@ class Run:
             "device": trainer.device,
             "precision": precision,
             "graph": graph,
-            "kernels": choices("cpu"),
+            "kernels": choices(_backend(trainer.device)),
             "source": None if source is None else dict(source),
             "sets": _describe_sets(train_set, test_set),
             "minires": minires.__version__,
@@ -148,7 +149,8 @@ class Run:
                     f"{opened.path} was begun with other data: {what.replace('_', ' ')} were "
                     f"{begun[what]}, now {value}"
                 )
-        _check_choices(config.get("kernels"), opened)
+        backend = _backend(device or config.get("device", "cpu"))
+        _check_choices(config.get("kernels"), opened, backend)
         if model is None and config["model"] is None:
             raise ValueError(
                 f"{opened.path} trains a model built in Python: build it again and pass it as "
@@ -300,9 +302,15 @@ def epoch_line(metrics: EpochMetrics, epochs: int) -> str:
     return f"{text}  {metrics.images_per_second:8,.0f}  {metrics.seconds:6.1f} s"
 
 
-def _check_choices(begun: Mapping[str, Any] | None, folder: RunFolder) -> None:
+def _backend(device: str) -> str:
+    return parse_device(device)[0]
+
+
+def _check_choices(
+    begun: Mapping[str, Any] | None, folder: RunFolder, backend: str
+) -> None:
     """Warn if kernels are not chosen now as when a run was begun: its numbers would change."""
-    now: Mapping[str, Any] = choices("cpu")
+    now: Mapping[str, Any] = choices(backend)
     if begun is None or _deciding(begun) == _deciding(now):
         return
     warnings.warn(

@@ -141,6 +141,25 @@ def test_an_interruption_loses_one_row(script, tmp_path, monkeypatch):
     assert "gflops" in record["limits"]
 
 
+def test_rows_of_one_commit_and_machine_are_kept_together(script, tmp_path, monkeypatch):
+    def measures(*names):
+        return lambda found, options, save: [save(n, {"gbs": 1.0, "share": 0.5}) for n in names]
+
+    monkeypatch.setitem(script.MEASURES, "memory-bound", measures("first", "second"))
+    rehearse(script, "memory-bound", "--out", str(tmp_path))
+    monkeypatch.setitem(script.MEASURES, "memory-bound", measures("third"))
+    rehearse(script, "memory-bound", "--out", str(tmp_path))
+    path = tmp_path / script.NAME
+    record = json.loads(path.read_text())
+    assert set(record["memory-bound"]) == {"first", "second", "third"}
+    record["machine"]["commit"] = "another"
+    path.write_text(json.dumps(record))
+    rehearse(script, "memory-bound", "--out", str(tmp_path))
+    assert set(json.loads(path.read_text())["memory-bound"]) == {"third"}
+    (aside,) = (p for p in tmp_path.iterdir() if p != path)
+    assert json.loads(aside.read_text()) == record
+
+
 def test_a_part_that_fails_is_noted_and_the_others_go_on(script, tmp_path, monkeypatch, capsys):
     def broken(found, options, save):
         raise OSError("no such library")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 GOALS = {
@@ -32,11 +32,17 @@ def text(record: Mapping[str, Any]) -> str:
     parts = ["A rehearsal: the times mean nothing."] if record.get("rehearsal") else []
     for name, show in shown.items():
         if name in record:
-            part = {key: row for key, row in record[name].items() if key != WHOLE}
-            failed = record[name].get(WHOLE)
-            lines = [f"FAILED: {failed['failed']}"] if failed else list(show(name, part))
-            parts.append("\n".join([name, "-" * len(name), *lines]))
+            parts.append("\n".join([name, "-" * len(name), *_part(show, name, record[name])]))
     return "\n\n".join(parts)
+
+
+def _part(show: Callable[..., Lines], name: str, rows: Mapping[str, Any]) -> Lines:
+    """Its rows, and why it ended if it failed as a whole."""
+    known = {key: row for key, row in rows.items() if key != WHOLE}
+    if known:
+        yield from show(name, known)
+    if len(known) < len(rows):
+        yield f"FAILED: {rows['whole part']['failed']}"
 
 
 def _verdict(value: float, goal: float, least: bool = True) -> str:
@@ -117,14 +123,15 @@ def _peak(_: str, section: Mapping[str, Any]) -> Lines:
 
 
 def _recipe(_: str, section: Mapping[str, Any]) -> Lines:
-    for name, run in section["runs"].items():
+    summary = section.get("summary", {})
+    for name, run in section.get("runs", {}).items():
         if "failed" in run:
             yield f"{name}: FAILED: {run['failed']}"
         else:
             yield f"{name}: {100 * run['test_accuracy']:.2f} %, {run['seconds']:.1f} s"
     for side in ("minires", "torch"):
-        if side in section["summary"]:
-            found = section["summary"][side]
+        if side in summary:
+            found = summary[side]
             deviation = found["deviation"]
             spread = "" if deviation is None else f" +- {100 * deviation:.2f}"
             yield (
@@ -132,5 +139,7 @@ def _recipe(_: str, section: Mapping[str, Any]) -> Lines:
                 + (f", {_verdict(found['seconds'], SECONDS, least=False)}"
                    if side == "minires" else "")
             )  # fmt: skip
-    if section["summary"].get("within_a_deviation") is not None:
-        yield f"within one deviation: {section['summary']['within_a_deviation']}"
+    if summary.get("within_a_deviation") is not None:
+        yield f"within one deviation: {summary['within_a_deviation']}"
+    if "failed" in summary:
+        yield f"FAILED: {summary['failed']}"
