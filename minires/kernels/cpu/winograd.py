@@ -39,13 +39,19 @@ MAX_BATCH = 24
 BATCH_CHANNELS = 768  # of a batch, inputs' and outputs': V and M are to stay near the core
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
 LARGE_GRADIENT = 192 * 192
-SMALL = 64 * 64  # channel pairs up to which waking a second thread takes longer than the transform
+SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than a shared one
 
 
 @njit(cache=True, parallel=True)
-def _convolve(x, u, y, add, shape, out, tiles, pad, batch, workers, work, L, wide):
-    """Each worker takes `batch` tiles at a time through all three steps."""
+def _convolve(
+    x, weight, columns, swap, u, own, y, add, shape, out, tiles, pad, batch, workers, work, L, wide
+):  # fmt: skip
+    """Each worker takes `batch` tiles at a time through all three steps.
+
+    own: u has room for a U per worker, which each makes itself; otherwise it is U.
+    """
     C, O = shape[2], out[2]
+    size = ELEMENTS * C * O
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
     batches = (total + batch - 1) // batch
     v_step, m_step = batch * C + L, batch * O + L
@@ -54,6 +60,10 @@ def _convolve(x, u, y, add, shape, out, tiles, pad, batch, workers, work, L, wid
     ahead = 0 if batch % tiles[1] == 0 else tiles[1]  # a row of tiles needs four rows of pixels
     for worker in prange(workers):
         k = constants(x)
+        u_at = 0
+        if own:
+            u_at = worker * size
+            transform_panels(weight, columns, swap, C, O, 2 * L if wide else L, 0, 1, u, u_at, L)
         v = work[worker, : ELEMENTS * v_step]
         m = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + m_step)]
         patch = work[worker, ELEMENTS * (v_step + m_step) :]
@@ -65,7 +75,7 @@ def _convolve(x, u, y, add, shape, out, tiles, pad, batch, workers, work, L, wid
                 ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
                 ask_for(y, (first + ahead) * y_tile + e * y_share, y_share, L)
                 multiply(
-                    v, e * v_step, C, u, e * C * O, m, e * m_step, O, count, L, wide, False
+                    v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
                 )  # fmt: skip
             store_tiles(m, m_step, out, tiles, first, count, 0, O, y, add, patch, L, k)
 
@@ -111,39 +121,28 @@ def _tiles(out: tuple[int, int]) -> tuple[int, int]:
     return -(-out[0] // 4), -(-out[1] // 4)
 
 
-def _transformed(weight: Any, swap: bool, panel: int, workers: int, L: int) -> Any:
-    """U, flat."""
-    O, C = weight.shape[:2]
-    u = memory.empty(ELEMENTS * C * O, weight.dtype)
-    flat = np.ascontiguousarray(weight).reshape(-1)
-    sizes = (O, C) if swap else (C, O)
-    if C * O <= SMALL:
-        transform_panels(flat, C, swap, *sizes, panel, 0, 1, u, L)
-    else:
-        transform_weight(flat, C, swap, *sizes, panel, workers, u, L)
-    return u
-
-
 def _run(
     x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool, total: Any = None
 ) -> Any:
     """x (N, H, W, C) with `weight`, or with its adjoint if `swap`; added to `total` if given."""
     N, H, W, C = x.shape
-    O = weight.shape[1] if swap else weight.shape[0]
+    O, columns = weight.shape[1 if swap else 0], weight.shape[1]
     L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
     add, tiles = total is not None, _tiles(out)
     y = total if add else memory.empty((N, *out, O), dtype)
     if C * O >= LARGE:
         winograd_blocked.convolve(x, weight, swap, y, add, tiles, pad, workers)
         return to_nchw(y)
-    wide = O % (2 * L) == 0
-    u = _transformed(weight, swap, 2 * L if wide else L, workers, L)
+    wide, own = O % (2 * L) == 0, C * O <= SMALL
+    weight = np.ascontiguousarray(weight).reshape(-1)
+    u = memory.empty(ELEMENTS * C * O * (workers if own else 1), dtype)
+    if not own:
+        transform_weight(weight, columns, swap, C, O, 2 * L if wide else L, workers, u, L)
     batch = _batch(N * tiles[0] * tiles[1], workers, C + O)
     work = memory.empty((workers, _room(batch, C, O, L)), dtype)
-    work.fill(0)  # rows beyond the last tile are multiplied, too
     _convolve(
-        x.reshape(-1), u, y.reshape(-1), add, (H, W, C), (*out, O), tiles, pad, batch, workers,
-        work, L, wide,
+        x.reshape(-1), weight, columns, swap, u, own, y.reshape(-1), add, (H, W, C), (*out, O),
+        tiles, pad, batch, workers, work, L, wide,
     )  # fmt: skip
     return to_nchw(y)
 

@@ -102,16 +102,16 @@ def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer,
 def transform_weight(weight, C, swap, inputs, outputs, panel, workers, u, L):
     """All of U, in panels of output channels: u[e, o // panel, c, o % panel]."""
     for worker in prange(workers):
-        transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, L)
+        transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, 0, L)
 
 
 @njit(cache=True)
-def transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, L):
-    """One worker's panels of U."""
+def transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, start, L):
+    """One worker's panels of U, which begins at `start`."""
     buffer = np.empty(27 * GROUP * panel, weight.dtype)
     panels = outputs // panel
     for p in range(worker * panels // workers, (worker + 1) * panels // workers):
-        at, step = p * inputs * panel, inputs * outputs
+        at, step = start + p * inputs * panel, inputs * outputs
         transform_block(
             weight, C, swap, p * panel, panel, 0, inputs, u, at, step, buffer, L
         )  # fmt: skip
