@@ -157,16 +157,15 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     return _run(to_nhwc(x), weight, g.padding, g.out, swap=False)
 
 
-def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
+def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry, total: Any = None) -> Any:
     """Winograd F(4x4, 3x3) of the upstream gradient with the rotated kernel."""
     pad = (2 - g.padding[0], 2 - g.padding[1])
-    return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True)
+    return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=total)
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """The same, added to `total`, whose memory it takes."""
-    pad = (2 - g.padding[0], 2 - g.padding[1])
-    return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=to_nhwc(total))
+    return conv2d_grad_input(gy, weight, g, to_nhwc(total))
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
