@@ -100,3 +100,14 @@ def test_emulated_devices_are_told_apart() -> None:
         assert z.to("cuda:0").device == "cuda:0"
         with pytest.raises(ValueError, match="cuda:2: this machine has 2 CUDA devices, cuda:0 to"):
             x.to("cuda:2")
+
+
+def test_the_emulator_has_nothing_that_cupy_lacks() -> None:
+    """Needs CuPy, but no GPU: names only."""
+    cupy = pytest.importorskip("cupy", reason="no CuPy: install minires[cuda12] or [cuda13]")
+    from minires.kernels.cuda.device_array import ArrayModule, DeviceArray
+
+    own = {name for name in vars(ArrayModule) if not name.startswith("__")}
+    assert {name for name in own if not hasattr(cupy, name)} == set()
+    own = {name for name in vars(DeviceArray) if not name.startswith("_")} - {"host"}
+    assert {name for name in own if not hasattr(cupy.ndarray, name)} == set()
