@@ -34,7 +34,7 @@ def test_ranges_of_a_weight_gradient(L: int) -> None:
     """Parts of the pixels, or ranges of dW: as many jobs as workers where there is that much."""
     outer = pytest.importorskip("minires.kernels.cpu.outer")
     for workers in WORKERS:
-        for K, O, pixels in ((27, 16, 100_000), (64, 256, 784), (4608, 512, 392), (2048, 512, 392)):
+        for K, O, pixels in ((27, 16, 100_000), (64, 256, 784), (4608, 512, 392), (64, 4096, 392)):
             vectors = -(-K // L)
             parts, k_ranges, o_ranges = outer._division(workers, vectors, O, pixels, L)
             assert 1 <= parts <= workers
@@ -42,7 +42,9 @@ def test_ranges_of_a_weight_gradient(L: int) -> None:
             assert 1 <= k_ranges <= vectors
             assert 1 <= o_ranges <= O
             jobs = parts * k_ranges * o_ranges
-            assert jobs >= min(workers, -(-pixels // outer.PIXELS))
+            small = vectors * L * O <= outer.SMALL
+            most = -(-pixels // outer.PIXELS) if small else vectors * (O // L)
+            assert jobs >= min(workers, most)
             seen = np.zeros((vectors, O), int)
             for k in range(k_ranges):
                 for o in range(o_ranges):
