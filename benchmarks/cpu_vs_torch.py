@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
                         help="interpreter that has jax, tinygrad, mygrad or dezero; PATH alone is "
                         "for the four")  # fmt: skip
     parser.add_argument("--framework-batch", type=int,
-                        help="images in other frameworks; by default 128, and 16 in slow ones")
+                        help="images in other frameworks; by default 128, in tinygrad 16")
     parser.add_argument("--out", type=Path,
                         help="folder for the JSON record, written after every part")
     parser.add_argument("--resume", action="store_true",
@@ -104,7 +104,8 @@ def _restart_with(allocator: str) -> None:
 def measure(options: argparse.Namespace, path: Path | None = None) -> dict[str, Any]:
     """The sections that were asked for, as a record; what is finished is kept in `path`.
 
-    With --resume, what the record in `path` has already is not measured again.
+    With --resume, what the record in `path` has already is not measured again, but what was
+    skipped is tried again.
     """
     try:
         import torch
@@ -127,7 +128,8 @@ def measure(options: argparse.Namespace, path: Path | None = None) -> dict[str, 
             "rounds": options.rounds,
         }
     for section, part, call in _parts(options, record, num_threads()):
-        if section in record and (part is None or part in record[section]):
+        known = record.get(section) if part is None else record.get(section, {}).get(part)
+        if known is not None and "skipped" not in known:
             continue
         print(": ".join(filter(None, (section, part))), file=sys.stderr, flush=True)
         if part is None:

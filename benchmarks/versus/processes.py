@@ -16,8 +16,10 @@ from typing import Any
 from versus.work import Work
 
 PROGRAMS = Path(__file__).parent / "programs"
-FRAMEWORKS = {"minires": 128, "torch": 128, "jax": 128, "tinygrad": 16, "mygrad": 16, "dezero": 16}
-"""Images per batch: fewer where a step of 128 would take minutes."""
+FRAMEWORKS = {
+    "minires": 128, "torch": 128, "jax": 128, "mygrad": 128, "dezero": 128, "tinygrad": 16,
+}  # fmt: skip
+"""Images per batch; tinygrad, which takes minutes to compile, comes last and has fewer."""
 
 SAME_LOSSES = 3  # of the first steps
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
