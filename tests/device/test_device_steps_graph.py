@@ -13,7 +13,7 @@ from minires import functional as F
 from minires import kernels, nn
 from minires.autograd import Tensor
 from minires.kernels.cuda.graph import Capture, CaptureError, Workplace
-from minires.optim import SGD
+from minires.optim import SGD, Adam
 from minires.training.graphs import MOST, GraphedStep
 
 
@@ -23,7 +23,7 @@ class Training:
     def __init__(self, cuda: str, graph: bool, model: nn.Module | None = None) -> None:
         self.place = Workplace(cuda)
         self.model = (model or small_net()).to(cuda)
-        self.optimizer = SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        self.optimizer: Any = SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
         self.extra: Any = lambda logits: None
         self.graphed = GraphedStep(self.step, self.model, self.place) if graph else None
 
@@ -147,6 +147,15 @@ def test_an_array_sent_is_no_graph(cuda: str, batches: Any) -> None:
         training.extra = lambda logits: training.place.xp.asarray(np.ones(3))
 
     refused(cuda, batches[:3], prepare, "an array of the host is sent")
+
+
+def test_an_optimiser_that_counts_on_the_host_is_no_graph(cuda: str, batches: Any) -> None:
+    """A replay would take Adam's corrections for the step that was captured, at every step."""
+
+    def prepare(training: Training) -> None:
+        training.optimizer = Adam(training.model.parameters(), lr=0.1)
+
+    refused(cuda, batches[:3], prepare, "Adam keeps numbers of its steps on the host")
 
 
 def test_random_numbers_of_the_host_are_no_graph(cuda: str, batches: Any) -> None:
