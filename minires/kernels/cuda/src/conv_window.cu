@@ -45,7 +45,7 @@ window(const T* __restrict__ source, const T* __restrict__ weight, T* __restrict
        int dh, int dw, int turn, int rows, int columns) {
     DYNAMIC_SHARED(A, filter);
     A* window = filter + KH * KW * S * BN;
-    int high = (rows - 1) * sh + (KH - 1) * dh + 1, wide_ = (columns - 1) * sw + (KW - 1) * dw + 1;
+    int high = (rows - 1) * sh + (KH - 1) * dh + 1, broad = (columns - 1) * sw + (KW - 1) * dw + 1;
     int step = pixel_step(S), d0 = blockIdx.y * BN;
     int tn = threadIdx.x % WIDE, tm = threadIdx.x / WIDE;
     load_filter(weight, filter, d0, D, S, KH, KW, turn);
@@ -54,7 +54,7 @@ window(const T* __restrict__ source, const T* __restrict__ weight, T* __restrict
 #pragma unroll
     for (int i = 0; i < TM; ++i) {
         int m = tm + i * HIGH;
-        from[i] = m < rows * columns ? (m / columns * sh * wide_ + m % columns * sw) * step : 0;
+        from[i] = m < rows * columns ? (m / columns * sh * broad + m % columns * sw) * step : 0;
     }
     bool flat = !PACKED && dw == 1;
     int taps = flat ? 1 : KW, run = flat ? KW * S : S;
@@ -65,18 +65,18 @@ window(const T* __restrict__ source, const T* __restrict__ weight, T* __restrict
         int left = at % across * columns, top = at / across % down * rows;
         long long n = at / across / down;
         __syncthreads();  // until the last window is done with
-        load_window(source, window, n, top * sh - ph, left * sw - pw, high, wide_, H, W, S);
+        load_window(source, window, n, top * sh - ph, left * sw - pw, high, broad, H, W, S);
         __syncthreads();
         A sums[TM][TN] = {};
         const A* by = filter + tn * QUAD;
         for (int u = 0; u < KH; ++u)
             for (int v = 0; v < taps; ++v) {
-                const A* tap = window + (u * dh * wide_ + v * dw) * step;
+                const A* tap = window + (u * dh * broad + v * dw) * step;
 #pragma unroll(PACKED ? 1 : 4)
                 for (int s = 0; s < run; s += V) {
-                    Some<A, V> left_[TM];
+                    Some<A, V> inputs[TM];
 #pragma unroll
-                    for (int i = 0; i < TM; ++i) left_[i] = load<V>(tap + from[i] + s);
+                    for (int i = 0; i < TM; ++i) inputs[i] = load<V>(tap + from[i] + s);
 #pragma unroll
                     for (int k = 0; k < V; ++k, by += BN)
 #pragma unroll
@@ -86,7 +86,7 @@ window(const T* __restrict__ source, const T* __restrict__ weight, T* __restrict
                             for (int l = 0; l < VA; ++l)
 #pragma unroll
                                 for (int i = 0; i < TM; ++i)
-                                    sums[i][j + l] += left_[i].at[k] * right.at[l];
+                                    sums[i][j + l] += inputs[i].at[k] * right.at[l];
                         }
                 }
             }

@@ -22,7 +22,7 @@ window_grad_weight(const T* __restrict__ x, const T* __restrict__ gy, A* __restr
     DYNAMIC_SHARED(A, grads);  // [pixel][O in whole TOs]; then the window; at last, the sums
     int OT = (O + TO - 1) / TO, K = KH * KW * C, k0 = blockIdx.y * across * TK;
     A* window = grads + rows * columns * OT * TO;
-    int high = (rows - 1) * sh + (KH - 1) * dh + 1, wide_ = (columns - 1) * sw + (KW - 1) * dw + 1;
+    int high = (rows - 1) * sh + (KH - 1) * dh + 1, broad = (columns - 1) * sw + (KW - 1) * dw + 1;
     int step = pixel_step(C);
     int tk = threadIdx.x % across, to = threadIdx.x / across % OT;
     int group = threadIdx.x / across / OT;
@@ -31,7 +31,7 @@ window_grad_weight(const T* __restrict__ x, const T* __restrict__ gy, A* __restr
 #pragma unroll
     for (int i = 0; i < TK; ++i) {
         int k = k0 + tk + i * across, tap = k / C;
-        from[i] = k < K ? (tap / KW * dh * wide_ + tap % KW * dw) * step + k % C : 0;
+        from[i] = k < K ? (tap / KW * dh * broad + tap % KW * dw) * step + k % C : 0;
     }
     A sums[TO][TK] = {};
     int along = (OW + columns - 1) / columns, down = (OH + rows - 1) / rows;
@@ -50,12 +50,12 @@ window_grad_weight(const T* __restrict__ x, const T* __restrict__ gy, A* __restr
 #pragma unroll
             for (int v = 0; v < VG; ++v) grads[item * VG + v] = o < O ? wide(given.at[v]) : A(0);
         }
-        load_window(x, window, n, top * sh - ph, left * sw - pw, high, wide_, H, W, C);
+        load_window(x, window, n, top * sh - ph, left * sw - pw, high, broad, H, W, C);
         __syncthreads();
         if (group >= groups) continue;
         int i = group / here, j = group % here;
         for (int p = group; p < pixels; p += groups) {
-            const A* image = window + (i * sh * wide_ + j * sw) * step;
+            const A* image = window + (i * sh * broad + j * sw) * step;
             Some<A, VA> dy[TO / VA];
 #pragma unroll
             for (int o = 0; o < TO / VA; ++o)
