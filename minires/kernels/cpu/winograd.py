@@ -37,6 +37,7 @@ from minires.kernels.threads import num_threads
 
 MAX_BATCH = 24
 BATCH_CHANNELS = 768  # of a batch, inputs' and outputs': V and M are to stay near the core
+LARGE_BATCH = 12  # where U does not fit a core's cache and comes by once per batch
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
 LARGE_GRADIENT = 192 * 192
 SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than a shared one
@@ -111,10 +112,10 @@ def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L,
                 )  # fmt: skip
 
 
-def _batch(total: int, workers: int, channels: int) -> int:
+def _batch(total: int, workers: int, C: int, O: int) -> int:
     """Tiles that a worker takes at a time: whole register tiles, and work for every worker."""
-    most = min(MAX_BATCH, max(1, BATCH_CHANNELS // channels), max(1, total // workers))
-    return -(-most // ROWS) * ROWS
+    most = max(1, BATCH_CHANNELS // (C + O)) if C * O <= SMALL else LARGE_BATCH
+    return -(-min(MAX_BATCH, most, max(1, total // workers)) // ROWS) * ROWS
 
 
 def _tiles(out: tuple[int, int]) -> tuple[int, int]:
@@ -138,7 +139,7 @@ def _run(
     u = memory.empty(ELEMENTS * C * O * (workers if own else 1), dtype)
     if not own:
         transform_weight(weight, columns, swap, C, O, 2 * L if wide else L, workers, u, L)
-    batch = _batch(N * tiles[0] * tiles[1], workers, C + O)
+    batch = _batch(N * tiles[0] * tiles[1], workers, C, O)
     work = memory.empty((workers, _room(batch, C, O, L)), dtype)
     _convolve(
         x.reshape(-1), weight, columns, swap, u, own, y.reshape(-1), add, (H, W, C), (*out, O),
@@ -177,7 +178,7 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     if C * O >= LARGE_GRADIENT:
         winograd_blocked.weight_gradient(x, gy, gweight, tiles, g.padding, workers)
         return gweight
-    batch = _batch(g.N * tiles[0] * tiles[1], workers, C + O)
+    batch = _batch(g.N * tiles[0] * tiles[1], workers, C, O)
     workers = min(workers, -(-g.N * tiles[0] * tiles[1] // batch))
     work = memory.empty((workers, _room(batch, C, O, L)), dtype)
     du = memory.empty(workers * ELEMENTS * C * O, dtype)
