@@ -28,7 +28,8 @@ import numpy as np
 from minires._names import unknown
 from minires.autograd import Function, Tensor
 from minires.kernels import use
-from minires.kernels.arrays import xp_of
+from minires.kernels.arrays import parse_device, xp_of
+from minires.kernels.cuda.launch import numbered
 from minires.nn import BatchNorm2d, Linear, Module
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -36,13 +37,20 @@ CONVOLUTIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
 def check_precision(precision: str, device: str) -> str:
-    """The precision itself. Raises ValueError for an unknown one, or one that the device lacks."""
+    """The precision itself. Raises ValueError for an unknown one, or one that the device lacks.
+
+    bfloat16 also takes CuPy 14, the first one to move arrays of it.
+    """
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
     if precision != "fp32" and device == "cpu":
         raise ValueError(
             f"precision {precision!r} is for CUDA devices; the processor computes in fp32"
         )
+    if precision == "bf16":
+        version = getattr(numbered(parse_device(device)[1]).xp, "__version__", "14")
+        if int(version.partition(".")[0]) < 14:
+            raise ValueError(f"bf16 needs CuPy 14, {version} is installed; use fp16, or upgrade it")
     return precision
 
 

@@ -149,6 +149,15 @@ def test_overflows_skip_steps_until_the_scale_fits(cuda: str, batch: Any, graph:
     assert apart < 20 * BOUNDS["fp16"]
 
 
+def test_bf16_needs_a_cupy_that_has_it(cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minires.training.precision import check_precision
+
+    monkeypatch.setattr(Workplace(cuda).xp, "__version__", "13.6.0", raising=False)
+    with pytest.raises(ValueError, match=r"bf16 needs CuPy 14, 13\.6\.0 is installed"):
+        check_precision("bf16", cuda)
+    assert check_precision("fp16", cuda) == "fp16"
+
+
 def test_the_scale_is_resumed(cuda: str, tmp_path: Any) -> None:
     sets = small_sets()
     run = Run.new(small_net(), *sets, RECIPE, out=tmp_path / "run", device=cuda, precision="fp16")
