@@ -117,13 +117,15 @@ def measure(options: argparse.Namespace, path: Path | None = None) -> dict[str, 
     from minires.kernels.threads import num_threads
 
     torch.set_num_threads(num_threads())
+    facts = machine()
     record: dict[str, Any] = {}
     if options.resume and path is not None and path.exists():
         record = json.loads(path.read_text())
+        _check_same(record["machine"], facts, path)
     if not record:
         found = limits(refresh=True)
         record = {
-            "machine": machine() | {"allocator": options.allocator},
+            "machine": facts | {"allocator": options.allocator},
             "limits": {"gflops": dict(found.gflops), "copy_gbs": found.copy_gbs},
             "rounds": options.rounds,
         }
@@ -139,6 +141,16 @@ def measure(options: argparse.Namespace, path: Path | None = None) -> dict[str, 
         if path is not None:
             write_record(path, record)
     return record
+
+
+def _check_same(then: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Two machines or two versions do not go into one record."""
+    for name in ("cpu", "threads", "commit", "versions"):
+        if then[name] != now[name]:
+            raise SystemExit(
+                f"--resume: {path} was measured with {name} {then[name]}, this is {now[name]}; "
+                "leave --resume out to begin again"
+            )
 
 
 Part = tuple[str, str | None, Callable[[], Any]]

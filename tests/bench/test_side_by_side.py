@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from minires.bench.limits import Limits
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -41,6 +44,8 @@ def layer(kernel, ratio, refused=""):
             "refused": "", "share": 0.5}  # fmt: skip
     return {"kernel": kernel, "peer": "torch NCHW", "ratio": ratio, "rows": [mine, peer]}
 
+
+FACTS = {"cpu": "a", "threads": 2, "commit": "abc", "versions": {"minires": "1"}}
 
 RECORD = {
     "machine": {"cpu": "made up", "threads": 2, "allocator": "stock", "commit": "abc",
@@ -158,3 +163,37 @@ def test_both_nets_give_the_same_answers(name):
     ours, theirs = load("steps").same_nets(name)
     assert ours.training
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_a_record_is_gone_on_with_by_what_began_it(tmp_path):
+    script = importlib.import_module("cpu_vs_torch")
+    script._check_same({**FACTS, "date": "1"}, {**FACTS, "date": "2"}, tmp_path)
+    for name, other in (("cpu", "b"), ("threads", 1), ("commit", "def"), ("versions", {})):
+        with pytest.raises(SystemExit, match=f"measured with {name}"):
+            script._check_same(FACTS, {**FACTS, name: other}, tmp_path)
+
+
+def test_parts_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    script = importlib.import_module("cpu_vs_torch")
+    measured = []
+
+    def parts(options, record, threads):
+        for section, part in (("imports", None), ("train", "a"), ("train", "b"), ("memory", "a")):
+            yield section, part, lambda s=section, p=part: measured.append((s, p)) or {"ms": 1}
+
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(script, "_parts", parts)
+    for name, made in (("limits", lambda refresh: Limits({}, 1.0, 1, "")),
+                       ("machine", lambda: dict(FACTS))):  # fmt: skip
+        monkeypatch.setattr(importlib.import_module(f"minires.bench.{name}"), name, made)
+    options = SimpleNamespace(resume=True, allocator="stock", rounds=1)
+    script.measure(options, path)
+    assert measured == [("imports", None), ("train", "a"), ("train", "b"), ("memory", "a")]
+    record = json.loads(path.read_text())
+    del record["train"]["b"]
+    record["memory"]["a"] = {"skipped": "not installed"}
+    path.write_text(json.dumps(record))
+    measured.clear()
+    assert script.measure(options, path)["train"] == {"a": {"ms": 1}, "b": {"ms": 1}}
+    assert measured == [("train", "b"), ("memory", "a")]
