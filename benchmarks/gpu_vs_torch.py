@@ -187,8 +187,8 @@ def _networks(kind: str) -> Callable[..., None]:
         from versus.gpu.theirs import WAYS
 
         ways = [way for way in WAYS if options.compiled or way != "torch compiled"]
-        run = steps.train if kind == "train" else steps.infer
-        run(found, _works(found, options), options.precisions, options.rounds, ways, save)
+        works, precisions = _works(found, options), options.precisions
+        steps.networks(kind, found, works, precisions, options.rounds, ways, save)
 
     return measure
 

@@ -116,7 +116,7 @@ def test_a_kernel_of_ones_own_goes_before_the_table(toy: Any) -> None:
 
 def test_ones_own_kernel_under_a_measured_name_is_not_taken_for_it(toy: Any) -> None:
     measured({"early": 1.0, "late": 2.0})
-    register("toy_op", name="early", worth=never)(lambda x, g: "early")
+    register("toy_op", name="early", worth=when_measured)(lambda x, g: "early")
     assert decided(toy) == ("late", BY_TABLE)
 
 

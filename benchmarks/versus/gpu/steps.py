@@ -25,26 +25,16 @@ Save = Callable[[str, Any], None]
 """(name, what was found): called as soon as something is known."""
 
 
-def train(
-    found: Machine, works: Sequence[Work], precisions: Sequence[str], rounds: int,
+def networks(
+    kind: str, found: Machine, works: Sequence[Work], precisions: Sequence[str], rounds: int,
     ways: Sequence[str], save: Save,
 ) -> None:  # fmt: skip
-    """Training steps at every precision; each is saved as "model precision"."""
+    """Training steps ("train"), or answers with batch norm folded into the convolutions
+    ("inference"), at every precision; each is saved as "model precision"."""
+    measure = {"train": _train, "inference": _infer}[kind]
     for work in works:
         for precision in precisions:
-            row = _guarded(_train, found, work, precision, rounds, ways)
-            save(f"{work.model} {precision}", row)
-            found.release()
-
-
-def infer(
-    found: Machine, works: Sequence[Work], precisions: Sequence[str], rounds: int,
-    ways: Sequence[str], save: Save,
-) -> None:  # fmt: skip
-    """Answers with batch norm folded into the convolutions; all must agree."""
-    for work in works:
-        for precision in precisions:
-            row = _guarded(_infer, found, work, precision, rounds, ways)
+            row = _guarded(measure, found, work, precision, rounds, ways)
             save(f"{work.model} {precision}", row)
             found.release()
 
