@@ -264,6 +264,44 @@ def where_positive(typingctx: Any, condition: Any, v: Any) -> Any:
 
 
 @intrinsic
+def transpose(
+    typingctx: Any, x: Any, start: Any, row: Any, out: Any, out_start: Any, out_row: Any
+) -> Any:
+    """out[out_start + j*out_row + i] = x[start + i*row + j] for i, j < LANES, within registers.
+
+    Blocks of 2d x 2d swap two of their quarters, for d = LANES / 2, ..., 2, 1.
+    """
+    if not (_flat(x) and x == out):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        (xv, x0, x_row, ov, o0, o_row), dtype = args, sig.args[0].dtype
+        lanes, integer = _llvm_vector(dtype).count, x0.type
+        source = _element_pointer(context, builder, sig.args[0], xv, x0)
+        target = _element_pointer(context, builder, sig.args[3], ov, o0)
+
+        def line(pointer: Any, stride: Any, i: int) -> Any:
+            return builder.gep(pointer, [builder.mul(stride, integer(i))])
+
+        v = [_load_vector(builder, line(source, x_row, i), dtype) for i in range(lanes)]
+        d = lanes // 2
+        while d:
+            upper = [j + (lanes - d if j & d else 0) for j in range(lanes)]
+            lower = [j + d for j in upper]
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), m) for m in (upper, lower)]
+            for i in range(lanes):
+                if not i & d:
+                    v[i], v[i + d] = (builder.shuffle_vector(v[i], v[i + d], m) for m in masks)
+            d //= 2
+        for i, value in enumerate(v):
+            _store_vector(builder, value, line(target, o_row, i), dtype)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(x, i, i, out, i, i), codegen
+
+
+@intrinsic
 def tile_product(
     typingctx: Any,
     rows: Any,

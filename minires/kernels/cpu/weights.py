@@ -13,49 +13,93 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.copying import clear_run, copy_run
-from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.copying import AHEAD, clear_run, copy_run, prefetch_run
+from minires.kernels.cpu.simd import lanes, transpose
 
-BLOCK = 16  # channels moved at a time, so that both sides of a transposition stay in cache
+SMALL = 1 << 15  # elements: waking a thread takes longer than packing them
+
+
+@njit(cache=True)
+def _pack_columns(weight, O, C, taps, panel, out, o, square, L):
+    """Output channels o, ..., o + L - 1: a transposition, its rows put in the order (tap, c)."""
+    K, there = C * taps, min(L, O - o)
+    base, whole = o // panel * panel * K + o % panel, (K - K % L if there == L else 0)
+    for k in range(0, whole, L):
+        transpose(weight, o * K + k, K, square, 0, L)
+        c, tap = k // taps, k % taps
+        for row in range(L):
+            copy_run(square, row * L, out, base + (tap * C + c) * panel, L, L)
+            tap += 1
+            if tap == taps:
+                c, tap = c + 1, 0
+    for k in range(whole, K):
+        to = base + (k % taps * C + k // taps) * panel
+        for j in range(there):
+            out[to + j] = weight[(o + j) * K + k]
+        for j in range(max(there, 0), L):
+            out[to + j] = 0
+
+
+@njit(cache=True)
+def _pack(weight, O, C, taps, panel, out, L):
+    square = np.empty(L * L, weight.dtype)
+    for o in range(0, (O + panel - 1) // panel * panel, L):
+        _pack_columns(weight, O, C, taps, panel, out, o, square, L)
 
 
 @njit(cache=True, parallel=True)
-def _pack(weight, O, C, taps, panel, out):
-    panels = (O + panel - 1) // panel
-    for p in prange(panels):
-        columns = min(panel, O - p * panel)
-        for c0 in range(0, C, BLOCK):
-            c1 = min(c0 + BLOCK, C)
-            for j in range(columns):
-                at = ((p * panel + j) * C + c0) * taps
-                for c in range(c0, c1):
-                    for tap in range(taps):
-                        out[((p * taps + tap) * C + c) * panel + j] = weight[at]
-                        at += 1
-        if columns < panel:
-            for row in range(p * taps * C, (p + 1) * taps * C):
-                for j in range(columns, panel):
-                    out[row * panel + j] = 0
+def _pack_parallel(weight, O, C, taps, panel, out, L):
+    for block in prange((O + panel - 1) // panel * panel // L):
+        square = np.empty(L * L, weight.dtype)
+        _pack_columns(weight, O, C, taps, panel, out, block * L, square, L)
+
+
+@njit(cache=True)
+def _pack_rows(weight, O, C, taps, panel, out, c, count, square, L):
+    """Input channels c, ..., c + count - 1 of every output channel: rows of out are short runs.
+
+    L of them at a time are a transposition of (c, tap); it reads on beyond the last tap.
+    """
+    for o in range(O):
+        prefetch_run(weight, ((o + AHEAD) * C + c) * taps, count * taps, L)
+        for tap in range(0, taps, L):
+            at = (o * C + c) * taps + tap
+            there = min(L, taps - tap)
+            if count == L and at + (L - 1) * taps + L <= weight.size:
+                transpose(weight, at, taps, square, 0, L)
+                for t in range(there):
+                    k = (tap + t) * C + c
+                    copy_run(square, t * L, out, (k // panel * O + o) * panel + k % panel, L, L)
+                continue
+            for t in range(there):
+                for i in range(count):
+                    k = (tap + t) * C + c + i
+                    out[(k // panel * O + o) * panel + k % panel] = weight[at + i * taps + t]
+
+
+@njit(cache=True)
+def _clear_rest(O, K, panel, out, L):
+    """Zeros beyond column K of the last panel."""
+    rest = -K % panel
+    for o in range(O if rest else 0):
+        clear_run(out, (K // panel * O + o) * panel + panel - rest, rest, L)
 
 
 @njit(cache=True, parallel=True)
 def _pack_transposed(weight, O, C, taps, panel, out, L):
-    K = C * taps
-    panels = (K + panel - 1) // panel
-    for p in prange(panels):
-        columns = min(panel, K - p * panel)
-        for o in range(O):
-            k, to = p * panel, (p * O + o) * panel
-            if taps == 1:
-                copy_run(weight, o * C + k, out, to, columns, L)
-            else:
-                tap, c = k // C, k % C
-                for j in range(columns):
-                    out[to + j] = weight[(o * C + c) * taps + tap]
-                    c += 1
-                    if c == C:
-                        tap, c = tap + 1, 0
-            clear_run(out, to + columns, panel - columns, L)
+    if taps == 1:
+        for p in prange((C + panel - 1) // panel):
+            k = p * panel
+            for o in range(O):
+                copy_run(weight, o * C + k, out, (p * O + o) * panel, min(panel, C - k), L)
+    else:
+        blocks = (C + L - 1) // L
+        step = L if C % L == 0 else 1  # a run of channels must not straddle two panels
+        for block in prange(blocks):
+            square = np.empty(L * L, weight.dtype)
+            for c in range(block * L, min(block * L + L, C), step):
+                _pack_rows(weight, O, C, taps, panel, out, c, step, square, L)
+    _clear_rest(O, C * taps, panel, out, L)
 
 
 @njit(cache=True, parallel=True)
@@ -87,7 +131,9 @@ def packed(weight: Any, panel: int) -> Any:
     """W in panels of output channels, zeros beyond the last: flat."""
     O, C, KH, KW = weight.shape
     out = memory.empty(-(-O // panel) * panel * C * KH * KW, weight.dtype)
-    _pack(np.ascontiguousarray(weight).reshape(-1), O, C, KH * KW, panel, out)
+    flat = np.ascontiguousarray(weight).reshape(-1)
+    pack = _pack if weight.size < SMALL else _pack_parallel
+    pack(flat, O, C, KH * KW, panel, out, lanes(weight.dtype))
     return out
 
 
