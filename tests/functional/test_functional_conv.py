@@ -100,10 +100,13 @@ def test_valid_padding_and_numpy_settings(rng: np.random.Generator) -> None:
     assert_close(F.conv2d(x, w, None, [2, 2], (0,), np.int64(1), np.int64(2)), expected)
 
 
-def test_the_weight_alone_may_require_gradients(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_weight_alone_may_require_gradients(
+    create_graph: bool, rng: np.random.Generator
+) -> None:
     x = mr.Tensor(rng.standard_normal((1, 1, 3, 3)))
     w = mr.Tensor(rng.standard_normal((1, 1, 3, 3)), requires_grad=True)
-    F.conv2d(x, w).sum().backward()
+    F.conv2d(x, w).sum().backward(create_graph=create_graph)
     assert_close(w.grad, x)
     assert x.grad is None
 

@@ -111,6 +111,7 @@ def test_uniform_logits_cost_log_k() -> None:
     assert_close(F.cross_entropy(np.zeros((2, 10), np.float32), [3, 4]), np.float32(np.log(10)))
 
 
+@pytest.mark.parametrize("weight", [None, [1.0, 1.0, 1.0]])
 @pytest.mark.parametrize(
     ("logits", "label", "loss", "gradient"),
     [
@@ -122,9 +123,11 @@ def test_uniform_logits_cost_log_k() -> None:
         ([0.0, -np.inf, 0.0], 1, np.inf, [0.5, -1, 0.5]),
     ],
 )
-def test_extreme_logits(logits: Any, label: int, loss: float, gradient: Any) -> None:
+def test_extreme_logits(
+    logits: Any, label: int, loss: float, gradient: Any, weight: Any
+) -> None:
     x = mr.Tensor(np.array([logits], np.float32), requires_grad=True)
-    y = F.cross_entropy(x, [label])
+    y = F.cross_entropy(x, [label], weight=weight)
     assert_close(y, np.float32(loss))
     assert_close(mr.grad(y, [x])[0], np.array([gradient], np.float32))
 

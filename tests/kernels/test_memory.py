@@ -82,6 +82,14 @@ def test_statistics(pool: Pool) -> None:
     assert pool.statistics().high_water == used.in_use // 2
 
 
+def test_a_low_place_lent_again_leaves_what_is_reserved(pool: Pool) -> None:
+    low, high = (pool.empty(BIG, np.float32) for _ in range(2))
+    reserved, place = pool.statistics().reserved, low.ctypes.data
+    del low
+    assert pool.empty(BIG, np.float32).ctypes.data == place < high.ctypes.data
+    assert pool.statistics().reserved == reserved
+
+
 def test_release_keeps_what_is_in_use(pool: Pool) -> None:
     large = pool.empty(SEGMENT // 4, np.float32)  # a segment of its own, and a line
     kept = pool.empty(BIG, np.float32)
