@@ -40,6 +40,7 @@ from minires.bench.trace import write_trace
 from minires.files import StrPath
 from minires.kernels import Kernel, Operation, layout, registry
 from minires.kernels.arrays import xp_of
+from minires.kernels.cuda.launch import cupy_in_use
 from minires.nn import Module
 from minires.optim import Optimizer
 
@@ -145,7 +146,7 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
         if steps < 1:
             raise ValueError(f"profile: steps must be at least 1, got {steps}")
         self.steps = steps
-        self.device = device or ("cuda" if sys.modules.get("cupy") else "cpu")
+        self.device = device or ("cpu" if cupy_in_use() is None else "cuda")
         place_of(self.device)  # tells what is missing
         self.clock: HostClock | DeviceClock = HostClock()
         self.spans: list[Span] = []

@@ -146,7 +146,9 @@ def _machine(backend: str) -> dict[str, Any]:
             "vector_bytes": vector_bytes(),
             "threads": num_threads(),
         }
-    cupy = sys.modules.get("cupy")
+    from minires.kernels.cuda.launch import cupy_in_use
+
+    cupy = cupy_in_use()
     if cupy is None:
         return {"gpu": "emulator", "processor": processor_name()}
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)

@@ -328,6 +328,12 @@ def test_the_emulator_has_a_table_of_its_own(monkeypatch: Any) -> None:
 
 def test_a_device_is_told_by_name_driver_and_capability(monkeypatch: Any) -> None:
     class Runtime:
+        CUDARuntimeError = RuntimeError
+
+        @staticmethod
+        def getDeviceCount() -> int:
+            return devices
+
         @staticmethod
         def getDeviceProperties(number: int) -> dict[str, Any]:
             assert number == 3
@@ -348,8 +354,11 @@ def test_a_device_is_told_by_name_driver_and_capability(monkeypatch: Any) -> Non
         cuda = Cuda
 
     monkeypatch.setitem(sys.modules, "cupy", Cupy)
+    devices = 4
     found = selection.facts_of("cuda")
     assert (found["gpu"], found["capability"], found["driver"]) == ("Card", "9.0", 13000)
+    devices = 0  # CuPy without a GPU: what computes is the emulator
+    assert selection.facts_of("cuda")["gpu"] == "emulator"
     assert found["cupy"] == "14"
 
 

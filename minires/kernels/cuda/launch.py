@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -220,6 +221,17 @@ def numbered(number: int) -> Device:
         if found is not None:
             return found
     return cupy_device(number)
+
+
+def cupy_in_use() -> Any:
+    """The module cupy, if somebody has imported it and it finds a GPU; else None."""
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        return None
+    try:
+        return cupy if cupy.cuda.runtime.getDeviceCount() else None
+    except cupy.cuda.runtime.CUDARuntimeError:  # no GPU, or no driver that fits
+        return None
 
 
 _stand_in: list[StandIn] = []
