@@ -123,9 +123,7 @@ def test_uniform_logits_cost_log_k() -> None:
         ([0.0, -np.inf, 0.0], 1, np.inf, [0.5, -1, 0.5]),
     ],
 )
-def test_extreme_logits(
-    logits: Any, label: int, loss: float, gradient: Any, weight: Any
-) -> None:
+def test_extreme_logits(logits: Any, label: int, loss: float, gradient: Any, weight: Any) -> None:
     x = mr.Tensor(np.array([logits], np.float32), requires_grad=True)
     y = F.cross_entropy(x, [label], weight=weight)
     assert_close(y, np.float32(loss))
