@@ -43,7 +43,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option(metavar="test|train", help="The set to use.")
     ] = "test",
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1)] = 64,
     model: Annotated[
         str | None,
         typer.Option(

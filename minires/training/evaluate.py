@@ -19,6 +19,10 @@ from minires.kernels.arrays import to_host
 from minires.nn import Module
 from minires.training.precision import MixedPrecision, check_precision, kernels_of
 
+BATCH = 64
+"""Images that are evaluated at a time: few enough that digits need no compiled kernels, and that
+ImageNet's images fit in memory."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -67,7 +71,7 @@ def evaluate(
     dataset: Dataset,
     transform: Transform,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     device: str = "cpu",
     precision: str = "fp32",
 ) -> Evaluation:

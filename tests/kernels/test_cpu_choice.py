@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 
 from minires.bench.layers import conv_layers
+from minires.data import digits
 from minires.kernels import operation
+from minires.training import recipes
+from minires.training.evaluate import BATCH
 
 PASSES = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
+@pytest.mark.parametrize("batch", [recipes.choose(digits("test")).batch_size, BATCH])
 @pytest.mark.parametrize("name", PASSES)
-def test_reading_digits_compiles_nothing(name: str) -> None:
-    """The first command that people run should not wait for a compiler."""
-    for layer in conv_layers("resnet20", batch=64, size=8, in_channels=1):
+def test_reading_digits_compiles_nothing(name: str, batch: int) -> None:
+    """The first command that people run should not wait for a compiler, in evaluation neither."""
+    for layer in conv_layers("resnet20", batch=batch, size=8, in_channels=1):
         assert operation(name).select("cpu", layer.geometry).name == "im2col"
+    assert operation("normalise").select("cpu", (batch, 16, 8, 8)).name == "numpy"
 
 
 @pytest.mark.parametrize("name", ["batch_norm_relu_train", "batch_norm_add_relu_grad", "add"])
