@@ -18,6 +18,7 @@ from minires.autograd import (
 from minires.functional.activation import ReLUGrad, add_relu, relu
 from minires.functional.checks import channels, floating, same_dtype
 from minires.kernels import operations as ops
+from minires.kernels.arrays import active, on_host
 from minires.kernels.geometry import shape_text
 
 
@@ -390,8 +391,7 @@ def _batch_norm(
             function = BatchNormReLUTrain(eps) if fuse_relu else BatchNormTrain(eps)
             y = function(x, *affine)
         if training and running_mean is not None and running_var is not None:
-            _move(running_mean, function.mean, momentum, 1.0)
-            _move(running_var, function.var, momentum, m / (m - 1))
+            _move(running_mean, running_var, function, momentum, m / (m - 1))
         return y
     sums = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
     mean, var = (s._data.astype(sums, copy=False) for s in (running_mean, running_var))
@@ -446,9 +446,20 @@ def _like(name: str, x: Tensor, shortcut: Tensor) -> None:
         )
 
 
-def _move(running: Tensor, batch: Any, momentum: float, unbiased: float) -> None:
-    """Towards the batch's statistic, in place; `unbiased` makes it that of all images."""
-    array = running._data
-    array *= 1 - momentum
-    array += (momentum * unbiased) * batch
-    running._buffer.version += 1
+def _move(mean: Tensor, var: Tensor, batch: Any, momentum: float, unbiased: float) -> None:
+    """Running statistics towards a batch's, in place; `unbiased` makes its variance all images'."""
+    given = mean._data, var._data, batch.mean, batch.var
+    if on_host(given[0]) or len({a.dtype for a in given}) > 1 or given[0].dtype.itemsize == 2:
+        for running, of_batch, factor in (
+            (given[0], given[2], momentum),
+            (given[1], given[3], momentum * unbiased),
+        ):
+            running *= 1 - momentum
+            running += factor * of_batch
+    else:
+        from minires.kernels.cuda.norm import move_statistics
+
+        with active(given[0]):
+            move_statistics(*given, momentum, unbiased)
+    mean._buffer.version += 1
+    var._buffer.version += 1

@@ -12,6 +12,7 @@ import minires as mr
 from minires import nn
 from minires.autograd import Function
 from minires.functional.loss import correct, one_hot
+from minires.kernels.cuda import norm
 from minires.models.blocks import BasicBlock
 from minires.models.resnet import ResNet
 from minires.testing.cases import Case, cases, covered
@@ -200,3 +201,41 @@ def test_batch_norm_of_16_bit_images_keeps_float32_statistics(cuda: str, dtype: 
     assert images.grad.dtype == images.dtype
     assert layer.weight.grad.dtype == np.float32
     assert layer.running_mean.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("C", [3, 300])
+def test_running_statistics_move_in_one_launch(
+    cuda: str, C: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = []
+    move = norm.move_statistics
+    monkeypatch.setattr(norm, "move_statistics", lambda *a: launches.append(a) or move(*a))
+    rng = np.random.default_rng(0)
+    layer, expected = nn.BatchNorm2d(C, momentum=0.3), nn.BatchNorm2d(C, momentum=0.3)
+    for net in (layer, expected):
+        net.to(dtype)
+    layer.to(cuda)
+    for _ in range(3):
+        x = (3.0 * rng.standard_normal((4, C, 2, 3)) + 1.0).astype(dtype)
+        layer(mr.Tensor(x).to(cuda))
+        expected(mr.Tensor(x))
+    assert len(launches) == 3
+    for name in ("running_mean", "running_var"):
+        found, right = getattr(layer, name), getattr(expected, name)
+        assert found.dtype == dtype
+        assert found._buffer.version == right._buffer.version
+        np.testing.assert_allclose(
+            found.cpu().numpy(), right.numpy(), rtol=20 * np.finfo(dtype).eps, atol=1e-7
+        )
+
+
+def test_running_statistics_of_another_dtype(cuda: str) -> None:
+    x = mr.Tensor(np.random.default_rng(0).standard_normal((4, 3, 2, 2)).astype(np.float32))
+    mean, var = (mr.Tensor(np.full(3, v)) for v in (0.0, 1.0))  # float64
+    on_device = mean.to(cuda), var.to(cuda)
+    mr.functional.batch_norm(x.to(cuda), *on_device, training=True)
+    mr.functional.batch_norm(x, mean, var, training=True)
+    for found, right in zip(on_device, (mean, var), strict=True):
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found.cpu().numpy(), right.numpy(), rtol=1e-5)

@@ -120,6 +120,16 @@ def test_running_statistics_move_towards_the_batch(rng: np.random.Generator) -> 
     assert_close(var, batch.var(1, ddof=1))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_was_computed_from_running_statistics_notices_that_they_moved(which: int) -> None:
+    running = statistics(3)
+    scale = mr.Tensor(np.ones(3), requires_grad=True)
+    kept = (running[which] * scale).sum()
+    F.batch_norm(np.arange(12.0).reshape(4, 3), *running, training=True)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        kept.backward()
+
+
 def test_defaults_are_pytorch_s() -> None:
     mean, var = statistics(1)
     y = F.batch_norm(np.array([[1.0], [3.0]]), mean, var, training=True)

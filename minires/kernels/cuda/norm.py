@@ -203,3 +203,17 @@ def _grad(
     r.over_rows("grad_input", gy, x, np.int32(behind), *vectors, ggamma, gbeta, r.y)
     joined = None if gresidual is None else from_rows(gresidual, r.shape)
     return r.result(), joined, ggamma, gbeta
+
+
+def move_statistics(
+    mean: Any, var: Any, batch_mean: Any, batch_var: Any, momentum: float, unbiased: float
+) -> None:
+    """Running statistics (C,), in place, towards a batch's, in one launch: src/running.cu.
+
+    All four of one dtype, float32 or float64, without gaps in memory. unbiased: what makes the
+    batch's variance that of all images, m / (m - 1).
+    """
+    device, C = device_of(mean), mean.size
+    kernel = device.module("running.cu", ELEMENT=mean.dtype).kernel("move_statistics")
+    args = mean, var, batch_mean, batch_var, np.float64(momentum), np.float64(unbiased), np.int32(C)
+    kernel((ceil_div(C, THREADS),), (THREADS,), args)

@@ -95,6 +95,7 @@ def _variants() -> list[Variant]:
         found += [variant(name, ELEMENT=t) for t in types]
     found += [variant("pool.cu", ELEMENT=t, PACKED=1, PLACE_BYTES=1) for t in types]
     found += [variant("pool.cu", ELEMENT="float", PACKED=p, PLACE_BYTES=4) for p in (1, 0)]
+    found += [variant("running.cu", ELEMENT=t) for t in ("float", "double")]
     for name in ("norm.cu", "sum_parts.cu"):
         found += [variant(name, ELEMENT=t, PACKED=1) for t in types]
         found.append(variant(name, ELEMENT="float", PACKED=0))
