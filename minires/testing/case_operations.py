@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from minires.autograd.elementwise import abs as absolute
 from minires.autograd.elementwise import clip
 from minires.autograd.shaping import Cast, PutItem, Transfer, broadcast_to, concatenate, stack
 from minires.functional.activation import LogSoftmaxGrad, ReLUGrad
+from minires.functional.casting import CastAll
 from minires.functional.conv import Conv2dGradInput, Conv2dGradWeight
 from minires.functional.norm import batch_norm, batch_norm_add_relu, batch_norm_relu, bias_relu
 from minires.functional.pool import (
@@ -100,6 +102,7 @@ add_case("concatenate", "stack", lambda a, b: stack([a, b], 1), (2, 3), (2, 3))
 add_case("pad", "images", partial(F.pad, pad=(1, 2, 0, 3)), (2, 1, 2, 3))
 add_case("pad", "with a value", lambda a: pad_axes(a, [(2, 0), (0, 1)], -1.5), (2, 3))
 add_case("cast", "float64", lambda a: Cast(np.float64)(a), (2, 3))
+add_case("cast_all", "two", lambda a, b: math.prod(CastAll(np.float64)(a, b)), (2, 3), (2, 3))
 add_case("clone", "matrix", lambda a: a.clone() * a, (2, 3))
 add_case("transfer", "to the host", lambda a: Transfer("cpu")(a) * a, (2, 3))
 

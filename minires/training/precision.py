@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from minires._names import unknown
-from minires.autograd import Function, Tensor
+from minires.autograd import Tensor
+from minires.functional.casting import CastAll
 from minires.kernels import use
-from minires.kernels.arrays import parse_device, xp_of
+from minires.kernels.arrays import parse_device
 from minires.kernels.cuda.launch import numbered
 from minires.nn import BatchNorm2d, Linear, Module
 
@@ -73,28 +74,6 @@ def storage_dtype(precision: str) -> Any:
 def kernels_of(precision: str) -> AbstractContextManager[Any]:
     """A block in which the kernels of this precision are preferred."""
     return use(**dict.fromkeys(CONVOLUTIONS, "tf32")) if precision == "tf32" else nullcontext()
-
-
-class CastAll(Function):
-    """Every input in another dtype, in one launch; and their gradients back, in one."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = dtype
-
-    def forward(self, *arrays: Any) -> Any:
-        self.given = arrays[0].dtype
-        return tuple(_cast(arrays, self.dtype))
-
-    def backward(self, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return CastAll(self.given)(*gradients)
-
-
-def _cast(arrays: tuple[Any, ...], dtype: Any) -> list[Any]:
-    if xp_of(arrays[0]) is np:
-        return [a.astype(dtype) for a in arrays]
-    from minires.kernels.cuda.chunks import cast_many
-
-    return cast_many(arrays, dtype)
 
 
 class MixedPrecision:
