@@ -68,11 +68,12 @@ window(const T* __restrict__ source, const T* __restrict__ weight, T* __restrict
         load_window(source, window, n, top * sh - ph, left * sw - pw, high, broad, H, W, S);
         __syncthreads();
         A sums[TM][TN] = {};
+        constexpr int UNROLLED = PACKED ? 1 : 4;  // nvcc expands no macros in a pragma
         const A* by = filter + tn * QUAD;
         for (int u = 0; u < KH; ++u)
             for (int v = 0; v < taps; ++v) {
                 const A* tap = window + (u * dh * broad + v * dw) * step;
-#pragma unroll(PACKED ? 1 : 4)
+#pragma unroll UNROLLED
                 for (int s = 0; s < run; s += V) {
                     Some<A, V> inputs[TM];
 #pragma unroll
