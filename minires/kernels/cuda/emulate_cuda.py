@@ -8,6 +8,7 @@ counted, and may be given a limit.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -90,23 +91,27 @@ class Event:
 
 class Stream:
     """Copies in order, done as late as possible. What is no copy is done at once, as if the one
-    stream that computes had no work waiting."""
+    stream that computes had no work waiting. Threads may use one at once, as CUDA's."""
 
     def __init__(self, non_blocking: bool = False) -> None:
         self.waiting: list[Work] = []
         self.done = 0  # pieces of work
+        self.lock = threading.RLock()
 
     def add(self, work: Work) -> None:
-        self.waiting.append(work)
+        with self.lock:
+            self.waiting.append(work)
 
     def do(self, count: int) -> None:
         """Everything up to the piece of this number."""
-        while self.done < count:
-            self.waiting.pop(0)()
-            self.done += 1
+        with self.lock:
+            while self.done < count:
+                self.waiting.pop(0)()
+                self.done += 1
 
     def record(self, event: Event) -> Event:
-        event.place = self, self.done + len(self.waiting)
+        with self.lock:
+            event.place = self, self.done + len(self.waiting)
         return event
 
     def wait_event(self, event: Event) -> None:
@@ -115,7 +120,8 @@ class Stream:
 
     def synchronize(self) -> None:
         waits()
-        self.do(self.done + len(self.waiting))
+        with self.lock:
+            self.do(self.done + len(self.waiting))
 
     def begin_capture(self) -> None:
         global _tape
