@@ -127,8 +127,8 @@ class _Walk:
         joined = None
         if node.adds and needs[0]:
             joined = self.pending_join(edges[0])
-            if joined is not None:
-                node.waiting = joined.value._data
+            # None too: a backward that was interrupted may have left something.
+            node.waiting = None if joined is None else joined.value._data
         if type(gradients[0]._data) is np.ndarray:
             results = node.differentiate(gradients, needs)
         else:

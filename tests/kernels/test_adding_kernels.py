@@ -170,6 +170,27 @@ def test_the_upstream_gradient_is_not_added_to(joined: Any) -> None:
     np.testing.assert_array_equal(upstream, before)
 
 
+def test_what_an_interrupted_backward_left_is_not_added_to(joined: Any, monkeypatch: Any) -> None:
+    net, x, upstream = joined
+    leaf = mr.Tensor(x, requires_grad=True)
+    middle = leaf * 2.0
+    y = net.block.conv1(middle)
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with use(conv2d_grad_input="winograd"), monkeypatch.context() as patch:
+        patch.setattr(registry.Operation, "add_into", interrupted)
+        with pytest.raises(KeyboardInterrupt):  # at a join
+            (y + middle * 1.0).backward(upstream, retain_graph=True)
+    with use(conv2d_grad_input="winograd"):
+        y.backward(upstream)
+        found = leaf.grad.numpy().copy()
+        leaf.zero_grad()
+        net.block.conv1(leaf * 2.0).backward(upstream)
+    np.testing.assert_array_equal(found, leaf.grad.numpy())
+
+
 def test_twice_through_one_graph(joined: Any) -> None:
     with use(conv2d_grad_input="winograd"):
         net, x, upstream = joined
