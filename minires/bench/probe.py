@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from minires.kernels.cpu.simd import tile_product
+from minires.kernels.cpu.tile import tile_product
 
 ROWS, VECTORS, STEPS = 6, 2, 128
 """The tile of every fast convolution; `STEPS` such that its operands stay in the L1 cache."""

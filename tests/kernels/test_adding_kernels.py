@@ -12,7 +12,7 @@ import minires.functional as F
 from minires import nn
 from minires.functional.conv import Conv2d
 from minires.kernels import conv_geometry, operations, registry, use
-from minires.kernels.cpu import winograd
+from minires.kernels.cpu import columns, winograd
 
 CASES = (
     # N, C, H, W, O, padding
@@ -41,6 +41,34 @@ def test_the_sum_has_the_bits_of_two_passes(case: Any, dtype: Any, rng: Any) -> 
     result = winograd.add_conv2d_grad_input(total, gy, weight, g)
     np.testing.assert_array_equal(result, expected)
     assert np.shares_memory(result, total)
+
+
+COLUMN_CASES = (
+    # N, C, H, W, O, kernel, stride, padding
+    (1, 16, 1, 1, 16, 1, 1, 0),
+    (2, 48, 5, 7, 32, 1, 1, 0),
+    (3, 32, 9, 11, 80, 1, 1, 0),
+    (2, 64, 7, 6, 16, 1, 2, 0),
+    (2, 16, 6, 5, 32, 3, 2, 1),
+)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", COLUMN_CASES, ids=str)
+def test_columns_add_the_bits_of_two_passes(
+    case: Any, dtype: Any, threads: int, rng: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("minires.kernels.threads._count", threads)
+    N, C, H, W, O, kernel, stride, padding = case
+    g = conv_geometry((N, C, H, W), (O, C, kernel, kernel), stride, padding)
+    gy, weight = images(rng, g.y_shape, dtype), rng.standard_normal(g.weight_shape).astype(dtype)
+    total = images(rng, g.x_shape, dtype)
+    expected = total + columns.conv2d_grad_input(gy, weight, g)
+    result = columns.add_conv2d_grad_input(total, gy, weight, g)
+    np.testing.assert_array_equal(result, expected)
+    if kernel == stride == 1:
+        assert np.shares_memory(result, total)
 
 
 def test_a_total_in_other_memory(rng: np.random.Generator) -> None:

@@ -108,7 +108,8 @@ def _add(
 
 
 for _pass in ("conv2d", "conv2d_grad_input"):
-    _add(_pass, "columns", "columns", _columns, _large, "im2col a few pixels at a time, in cache.")
+    _summary, _adds = "im2col a few pixels at a time, in cache.", _pass == "conv2d_grad_input"
+    _add(_pass, "columns", "columns", _columns, _large, _summary, _adds)
 _pass = "conv2d_grad_weight"
 _add(_pass, "outer", "outer", _columns, _large, "Outer products, in ranges that stay in cache.")
 _add("conv2d", "direct", "direct", _direct, _short_rows, "Window rows read where they lie.")

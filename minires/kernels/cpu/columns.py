@@ -20,8 +20,10 @@ from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import add_run, clear_run, copy_windows
-from minires.kernels.cpu.product import panel_width, product
+from minires.kernels.cpu.elementwise import add
+from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.tile import FRESH, ONTO
 from minires.kernels.cpu.weights import packed, packed_transposed
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
@@ -50,37 +52,39 @@ def _col2im(columns, row, image, first, count, sizes, gx, L):
 
 
 @njit(cache=True)
-def _forward_pixels(x, weight, y, begin, end, O, sizes, panel, wide, plain, columns, L):
+def _forward_pixels(
+    address, x, weight, y, begin, end, O, sizes, panel, wide, plain, mode, columns, L
+):  # fmt: skip
     """y[pixel, o] for output pixels begin, ..., end - 1 of the batch."""
     C, KH, KW = sizes[2], sizes[3], sizes[4]
     K = KH * KW * C
     for first in range(begin, end, PIXELS):
         count = min(PIXELS, end - first)
         if plain:
-            product(
-                x, first * C, C, 1, count, weight, 0, panel, K * panel, panel, wide, O,
-                y, first * O, O, K, False,
-            )  # fmt: skip
+            rows, at, ask = x, first * C, min(PIXELS, end - first - count) * C
         else:
+            rows, at, ask = columns, 0, 0
             copy_windows(x, first, count, 0, K, sizes, columns, 0, K, L)
-            product(
-                columns, 0, K, 1, count, weight, 0, panel, K * panel, panel, wide, O,
-                y, first * O, O, K, False,
-            )  # fmt: skip
+        product_to_memory(
+            address, rows, at, K, 1, count, weight, 0, panel, K * panel, panel, wide, O,
+            y, first * O, O, K, mode, 1, 0, 0, rows, at + count * C, ask,
+        )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
-def _forward(x, weight, y, pixels, O, sizes, panel, wide, plain, workers, work, L):
+def _forward(
+    address, x, weight, y, pixels, O, sizes, panel, wide, plain, mode, workers, work, L
+):  # fmt: skip
     for worker in prange(workers):
         begin, end = worker * pixels // workers, (worker + 1) * pixels // workers
         _forward_pixels(
-            x, weight, y, begin, end, O, sizes, panel, wide, plain, work[worker], L
+            address, x, weight, y, begin, end, O, sizes, panel, wide, plain, mode, work[worker], L
         )  # fmt: skip
 
 
 @njit(cache=True)
 def _grad_input_images(
-    gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, columns, L
+    address, gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, columns, L
 ):  # fmt: skip
     """gx of images begin, ..., end - 1; `row` is KH*KW*C rounded up to whole panels."""
     H, W, C = sizes[0], sizes[1], sizes[2]
@@ -91,18 +95,18 @@ def _grad_input_images(
             first = block * P // blocks
             count = (block + 1) * P // blocks - first
             product(
-                gy, (n * P + first) * O, O, 1, count, weight, 0, panel, O * panel, panel, wide,
-                row, columns, 0, row, O, False,
+                address, gy, (n * P + first) * O, O, 1, count, weight, 0, panel, O * panel,
+                panel, wide, row, columns, 0, row, O,
             )  # fmt: skip
             _col2im(columns, row, n, first, count, sizes, gx, L)
 
 
 @njit(cache=True, parallel=True)
-def _grad_input(gy, weight, gx, N, P, O, sizes, row, panel, wide, workers, work, L):
+def _grad_input(address, gy, weight, gx, N, P, O, sizes, row, panel, wide, workers, work, L):
     for worker in prange(workers):
         begin, end = worker * N // workers, (worker + 1) * N // workers
         _grad_input_images(
-            gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, work[worker], L
+            address, gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, work[worker], L
         )  # fmt: skip
 
 
@@ -117,29 +121,45 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     y = memory.empty((g.N, *g.out, g.O), x.dtype)
     work = memory.empty((workers, PIXELS * K), x.dtype)
     _forward(
-        x.reshape(-1), packed(weight, panel), y.reshape(-1), g.N * g.out[0] * g.out[1], g.O,
-        g.window_sizes, panel, panel > L, _plain(g), workers, work, L,
+        product_address(x.dtype), x.reshape(-1), packed(weight, panel), y.reshape(-1),
+        g.N * g.out[0] * g.out[1], g.O, g.window_sizes, panel, panel > L, _plain(g), FRESH,
+        workers, work, L,
     )  # fmt: skip
     return to_nchw(y)
 
 
+def _transposed(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> Any:
+    """The input gradient of a 1x1 layer: the forward pass of the transposed weight."""
+    gy, L = to_nhwc(gy), lanes(gy.dtype)
+    panel, workers = panel_width(g.C, L), num_threads()
+    _forward(
+        product_address(gy.dtype), gy.reshape(-1), packed_transposed(weight, panel),
+        gx.reshape(-1), g.N * g.H * g.W, g.C, (1, 1, g.O, *g.window_sizes[3:]),
+        panel, panel > L, True, mode, workers, memory.empty((workers, 0), gy.dtype), L,
+    )  # fmt: skip
+    return to_nchw(gx)
+
+
 def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """Gradient columns of a few pixels at a time, added back where they came from."""
+    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
+    if _plain(g):
+        return _transposed(gy, weight, g, gx, FRESH)
     gy, L = to_nhwc(gy), lanes(gy.dtype)
     P, K = g.out[0] * g.out[1], g.kernel[0] * g.kernel[1] * g.C
     panel, workers = panel_width(K, L), num_threads()
     weight = packed_transposed(weight, panel)
-    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    if _plain(g):  # the forward pass of the transposed weight
-        _forward(
-            gy.reshape(-1), weight, gx.reshape(-1), g.N * P, K, (1, 1, g.O, *g.window_sizes[3:]),
-            panel, panel > L, True, workers, memory.empty((workers, 0), gy.dtype), L,
-        )  # fmt: skip
-        return to_nchw(gx)
     row = -(-K // panel) * panel
     work = memory.empty((workers, PIXELS * row), gy.dtype)
     _grad_input(
-        gy.reshape(-1), weight, gx.reshape(-1), g.N, P, g.O, g.window_sizes, row,
-        panel, panel > L, workers, work, L,
+        product_address(gy.dtype), gy.reshape(-1), weight, gx.reshape(-1), g.N, P, g.O,
+        g.window_sizes, row, panel, panel > L, workers, work, L,
     )  # fmt: skip
     return to_nchw(gx)
+
+
+def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
+    """The same, added to `total`, whose memory a layer of 1x1 and stride 1 takes."""
+    if _plain(g):
+        return _transposed(gy, weight, g, to_nhwc(total), ONTO)
+    return add(total, conv2d_grad_input(gy, weight, g))

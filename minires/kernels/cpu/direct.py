@@ -16,8 +16,9 @@ from typing import Any
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.product import panel_width, product
+from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.weights import packed, unpacked_sum
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
@@ -43,7 +44,7 @@ def _copy_band(x, image, top, rows, sizes, band):
 
 
 @njit(cache=True, parallel=True)
-def _forward(x, weight, y, N, O, sizes, panel, wide, workers, work):
+def _forward(address, x, weight, y, N, O, sizes, panel, wide, workers, work):
     _, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
     blocks = (OH + OUTPUT_ROWS - 1) // OUTPUT_ROWS
@@ -54,17 +55,15 @@ def _forward(x, weight, y, N, O, sizes, panel, wide, workers, work):
             count = min(OUTPUT_ROWS, OH - first)
             _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band)
             for i in range(count):
-                to = (n * OH + first + i) * OW * O
-                for u in range(KH):
-                    product(
-                        band, (i * sh + u) * row, sw * C, 1, OW,
-                        weight, u * run * panel, panel, KH * run * panel, panel, wide, O,
-                        y, to, O, run, u > 0,
-                    )  # fmt: skip
+                product_to_memory(
+                    address, band, i * sh * row, sw * C, 1, OW, weight, 0, panel,
+                    KH * run * panel, panel, wide, O, y, (n * OH + first + i) * OW * O, O, run,
+                    FRESH, KH, row, run * panel, band, 0, 0,
+                )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
-def _grad_weight(x, gy, sums, N, O, sizes, panel, wide, workers, work):
+def _grad_weight(address, x, gy, sums, N, O, sizes, panel, wide, workers, work):
     _, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
     blocks = (OH + OUTPUT_ROWS - 1) // OUTPUT_ROWS
@@ -79,9 +78,9 @@ def _grad_weight(x, gy, sums, N, O, sizes, panel, wide, workers, work):
                 at = (n * OH + first + i) * OW * O
                 for u in range(KH):
                     product(
-                        band, (i * sh + u) * row, 1, sw * C, run,
+                        address, band, (i * sh + u) * row, 1, sw * C, run,
                         gy, at, O, panel, panel, wide, O,
-                        mine, u * run * O, O, OW, True,
+                        mine, u * run * O, O, OW, ONWARD,
                     )  # fmt: skip
 
 
@@ -100,8 +99,8 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     panel, workers = panel_width(g.O, L), num_threads()
     y = memory.empty((g.N, *g.out, g.O), x.dtype)
     _forward(
-        x.reshape(-1), packed(weight, panel), y.reshape(-1), g.N, g.O, _sizes(g),
-        panel, panel > L, workers, _bands(g, x.dtype, workers),
+        product_address(x.dtype), x.reshape(-1), packed(weight, panel), y.reshape(-1), g.N, g.O,
+        _sizes(g), panel, panel > L, workers, _bands(g, x.dtype, workers),
     )  # fmt: skip
     return to_nchw(y)
 
@@ -113,7 +112,7 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     KH, KW = g.kernel
     sums = memory.empty((workers, KH * KW * g.C * g.O), x.dtype)
     _grad_weight(
-        x.reshape(-1), gy.reshape(-1), sums, g.N, g.O, _sizes(g),
+        product_address(x.dtype), x.reshape(-1), gy.reshape(-1), sums, g.N, g.O, _sizes(g),
         panel, panel > L, workers, _bands(g, x.dtype, workers),
     )  # fmt: skip
     return unpacked_sum(sums, g.weight_shape)

@@ -24,8 +24,9 @@ from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import copy_rows, copy_windows
-from minires.kernels.cpu.product import product
+from minires.kernels.cpu.product import product, product_address
 from minires.kernels.cpu.simd import fmuladd, lanes, load, positive, store
+from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.weights import taps_last
 from minires.kernels.fusing import Before
 from minires.kernels.geometry import ConvGeometry
@@ -80,7 +81,9 @@ def _copy_columns(x, first, count, k0, k1, sizes, before, columns, row, L):
 
 
 @njit(cache=True)
-def _sum_range(x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, work, L):
+def _sum_range(
+    address, x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, work, L
+):  # fmt: skip
     """dw[o*row + k] for o0 <= o < o1, k0 <= k < k1, over pixels begin, ..., end - 1.
 
     k0 and k1 are whole vectors; where K is less than k1, what is written beyond it is arbitrary.
@@ -90,22 +93,22 @@ def _sum_range(x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, 
     pairs = (k1 - k0) // panel * panel
     gy_at, to = PIXELS * wide, o0 * row + k0
     for first in range(begin, end, PIXELS):
-        count, add = min(PIXELS, end - first), first > begin
+        count, add = min(PIXELS, end - first), ONWARD if first > begin else FRESH
         _copy_columns(x, first, count, k0, there, sizes, before, work, wide, L)
         copy_rows(gy, first * O + o0, O, work, gy_at, tall, count, o1 - o0, L)
         product(
-            work, gy_at, 1, tall, o1 - o0, work, 0, wide, panel, panel, True, pairs,
+            address, work, gy_at, 1, tall, o1 - o0, work, 0, wide, panel, panel, True, pairs,
             dw, to, row, count, add,
         )  # fmt: skip
         product(
-            work, gy_at, 1, tall, o1 - o0, work, pairs, wide, L, L, False, k1 - k0 - pairs,
+            address, work, gy_at, 1, tall, o1 - o0, work, pairs, wide, L, L, False, k1 - k0 - pairs,
             dw, to + pairs, row, count, add,
         )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
 def _sum_outer(
-    x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, workers, work, L
+    address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, workers, work, L
 ):  # fmt: skip
     """dw[part, o*row + k]; `row` is K in whole vectors. Either parts or ranges are one."""
     parts, items, vectors = len(dw), k_ranges * o_ranges, row // L
@@ -115,7 +118,7 @@ def _sum_outer(
             part, item = job // items, job % items
             k, o = item // o_ranges, item % o_ranges
             _sum_range(
-                x, before, gy, dw[part],
+                address, x, before, gy, dw[part],
                 part * pixels // parts, (part + 1) * pixels // parts, O, K, sizes,
                 k * vectors // k_ranges * L, (k + 1) * vectors // k_ranges * L,
                 o * O // o_ranges, (o + 1) * O // o_ranges, row, work[worker], L,
@@ -148,8 +151,8 @@ def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry)
     dw = memory.empty((parts, g.O * vectors * L), x.dtype)
     work = memory.empty((workers, PIXELS * longest), x.dtype)
     _sum_outer(
-        x.reshape(-1), before, gy.reshape(-1), dw, pixels, g.O, K, g.window_sizes,
-        k_ranges, o_ranges, vectors * L, workers, work, L,
+        product_address(x.dtype), x.reshape(-1), before, gy.reshape(-1), dw, pixels, g.O, K,
+        g.window_sizes, k_ranges, o_ranges, vectors * L, workers, work, L,
     )  # fmt: skip
     return taps_last(dw, vectors * L, g.weight_shape)
 

@@ -1,4 +1,4 @@
-"""Explicit SIMD for Numba: a vector type, and the one product that all fast convolutions share.
+"""Explicit SIMD for Numba: a vector type, its loads, stores and arithmetic.
 
 LLVM vectorises simple loops by itself, but not a product whose results must stay in registers, nor
 a transform with dozens of pointers. So there is a type for one vector register, as wide as the
@@ -56,36 +56,36 @@ class VectorType(types.Type):
 @register_model(VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _llvm_vector(fe_type.dtype))
+        super().__init__(dmm, fe_type, llvm_vector(fe_type.dtype))
 
 
 def _llvm_scalar(dtype: Any) -> Any:
     return ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
 
 
-def _llvm_vector(dtype: Any) -> Any:
+def llvm_vector(dtype: Any) -> Any:
     return ir.VectorType(_llvm_scalar(dtype), VECTOR_BYTES // (dtype.bitwidth // 8))
 
 
-def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
     return builder.gep(data, [index])
 
 
-def _load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
-    pointer = builder.bitcast(pointer, _llvm_vector(dtype).as_pointer())
+def emit_load(builder: Any, pointer: Any, dtype: Any) -> Any:
+    pointer = builder.bitcast(pointer, llvm_vector(dtype).as_pointer())
     loaded = builder.load(pointer)
     loaded.align = dtype.bitwidth // 8
     return loaded
 
 
-def _store_vector(builder: Any, value: Any, pointer: Any, dtype: Any) -> None:
-    pointer = builder.bitcast(pointer, _llvm_vector(dtype).as_pointer())
+def emit_store(builder: Any, value: Any, pointer: Any, dtype: Any) -> None:
+    pointer = builder.bitcast(pointer, llvm_vector(dtype).as_pointer())
     builder.store(value, pointer).align = dtype.bitwidth // 8
 
 
-def _splat(builder: Any, scalar: Any, dtype: Any) -> Any:
-    vector = _llvm_vector(dtype)
+def emit_splat(builder: Any, scalar: Any, dtype: Any) -> Any:
+    vector = llvm_vector(dtype)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _int32(0))
     mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
@@ -95,12 +95,20 @@ def _int32(value: int) -> Any:
     return ir.Constant(ir.IntType(32), value)
 
 
-def _fmuladd(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def emit_fmuladd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     suffix = f"v{a.type.count}f{32 if isinstance(a.type.element, ir.FloatType) else 64}"
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(a.type, [a.type] * 3), f"llvm.fmuladd.{suffix}"
     )
     return builder.call(function, [a, b, c])
+
+
+def emit_prefetch(builder: Any, pointer: Any, write: bool) -> None:
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, *[ir.IntType(32)] * 3])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    kinds = (_int32(int(write)), _int32(3), _int32(1))
+    builder.call(function, [builder.bitcast(pointer, byte), *kinds])
 
 
 def _flat(array: Any) -> bool:
@@ -114,8 +122,8 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, sig.args[0], *args)
-        return _load_vector(builder, pointer, sig.args[0].dtype)
+        pointer = element_pointer(context, builder, sig.args[0], *args)
+        return emit_load(builder, pointer, sig.args[0].dtype)
 
     return VectorType(array.dtype)(array, types.intp), codegen
 
@@ -127,8 +135,8 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, sig.args[0], args[0], args[1])
-        _store_vector(builder, args[2], pointer, sig.args[0].dtype)
+        pointer = element_pointer(context, builder, sig.args[0], args[0], args[1])
+        emit_store(builder, args[2], pointer, sig.args[0].dtype)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
@@ -142,11 +150,11 @@ def load_where(typingctx: Any, array: Any, index: Any, inside: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         dtype = sig.args[0].dtype
-        vector = _llvm_vector(dtype)
+        vector = llvm_vector(dtype)
         zeros = cgutils.global_constant(builder, "zeros", ir.Constant(vector, None))
-        pointer = _element_pointer(context, builder, sig.args[0], *args[:2])
+        pointer = element_pointer(context, builder, sig.args[0], *args[:2])
         elsewhere = builder.bitcast(zeros, pointer.type)
-        return _load_vector(builder, builder.select(args[2], pointer, elsewhere), dtype)
+        return emit_load(builder, builder.select(args[2], pointer, elsewhere), dtype)
 
     return VectorType(array.dtype)(array, types.intp, types.boolean), codegen
 
@@ -158,14 +166,24 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, sig.args[0], *args)
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, *[ir.IntType(32)] * 3])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [builder.bitcast(pointer, byte), _int32(0), _int32(3), _int32(1)])
+        pointer = element_pointer(context, builder, sig.args[0], *args)
+        emit_prefetch(builder, pointer, write=False)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch_to_write(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """The same, to write it, of element `index` from a pointer on."""
+    if not isinstance(pointer, types.CPointer):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        emit_prefetch(builder, builder.gep(args[0], [args[1]]), write=True)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp), codegen
 
 
 @intrinsic
@@ -175,8 +193,8 @@ def broadcast(typingctx: Any, array: Any, index: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, sig.args[0], *args)
-        return _splat(builder, builder.load(pointer), sig.args[0].dtype)
+        pointer = element_pointer(context, builder, sig.args[0], *args)
+        return emit_splat(builder, builder.load(pointer), sig.args[0].dtype)
 
     return VectorType(array.dtype)(array, types.intp), codegen
 
@@ -188,7 +206,7 @@ def fill(typingctx: Any, like: Any, value: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[1], sig.args[0].dtype)
+        return emit_splat(builder, args[1], sig.args[0].dtype)
 
     return VectorType(like.dtype)(like, like.dtype), codegen
 
@@ -220,7 +238,7 @@ def fmuladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _fmuladd(builder, *args)
+        return emit_fmuladd(builder, *args)
 
     return a(a, a, a), codegen
 
@@ -232,7 +250,7 @@ def fnmuladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _fmuladd(builder, builder.fneg(args[0]), *args[1:])
+        return emit_fmuladd(builder, builder.fneg(args[0]), *args[1:])
 
     return a(a, a, a), codegen
 
@@ -276,14 +294,14 @@ def transpose(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (xv, x0, x_row, ov, o0, o_row), dtype = args, sig.args[0].dtype
-        lanes, integer = _llvm_vector(dtype).count, x0.type
-        source = _element_pointer(context, builder, sig.args[0], xv, x0)
-        target = _element_pointer(context, builder, sig.args[3], ov, o0)
+        lanes, integer = llvm_vector(dtype).count, x0.type
+        source = element_pointer(context, builder, sig.args[0], xv, x0)
+        target = element_pointer(context, builder, sig.args[3], ov, o0)
 
         def line(pointer: Any, stride: Any, i: int) -> Any:
             return builder.gep(pointer, [builder.mul(stride, integer(i))])
 
-        v = [_load_vector(builder, line(source, x_row, i), dtype) for i in range(lanes)]
+        v = [emit_load(builder, line(source, x_row, i), dtype) for i in range(lanes)]
         d = lanes // 2
         while d:
             upper = [j + (lanes - d if j & d else 0) for j in range(lanes)]
@@ -294,112 +312,8 @@ def transpose(
                     v[i], v[i + d] = (builder.shuffle_vector(v[i], v[i + d], m) for m in masks)
             d //= 2
         for i, value in enumerate(v):
-            _store_vector(builder, value, line(target, o_row, i), dtype)
+            emit_store(builder, value, line(target, o_row, i), dtype)
         return context.get_dummy_value()
 
     i = types.intp
     return types.void(x, i, i, out, i, i), codegen
-
-
-@intrinsic
-def tile_product(
-    typingctx: Any,
-    rows: Any,
-    vectors: Any,
-    a: Any,
-    a_start: Any,
-    a_row: Any,
-    a_step: Any,
-    b: Any,
-    b_start: Any,
-    b_step: Any,
-    c: Any,
-    c_start: Any,
-    c_row: Any,
-    K: Any,
-    accumulate: Any,
-) -> Any:
-    """A small matrix product whose result stays in registers: the heart of every fast pass.
-
-    For r < rows and each of the `vectors` * LANES columns j (both constants),
-
-        c[c_start + r*c_row + j]  (+)=  sum_k a[a_start + r*a_row + k*a_step]
-                                             * b[b_start + k*b_step + j]
-
-    One step of k reads `vectors` vectors of b, broadcasts one element of a per row, and does
-    rows * vectors multiply-adds. With a_step = 1 the rows of a are read along (inputs times
-    weights); with a_row = 1 across (inputs transposed times gradients). 6 rows x 2 vectors keep
-    12 sums in flight: enough to hide the latency of the adders, few enough for 16 registers.
-    """
-    if not (isinstance(rows, types.IntegerLiteral) and isinstance(vectors, types.IntegerLiteral)):
-        return None
-    R, V, dtype = rows.literal_value, vectors.literal_value, a.dtype
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        (_, _, av, a0, a_row, a_step, bv, b0, b_step, cv, c0, c_row, K, accumulate) = args
-        vector, integer, bits = _llvm_vector(dtype), K.type, dtype.bitwidth // 8
-        a_pointer = _element_pointer(context, builder, sig.args[2], av, a0)
-        b_pointer = _element_pointer(context, builder, sig.args[6], bv, b0)
-        c_pointer = _element_pointer(context, builder, sig.args[9], cv, c0)
-        a_offsets = [builder.mul(a_row, integer(r)) for r in range(R)]
-        c_pointers = [
-            builder.gep(row, [integer(v * vector.count)])
-            for row in (builder.gep(c_pointer, [builder.mul(c_row, integer(r))]) for r in range(R))
-            for v in range(V)
-        ]
-        zero = ir.Constant(vector, None)
-
-        entry = builder.block
-        reload, head = builder.append_basic_block("reload"), builder.append_basic_block("head")
-        body, done = builder.append_basic_block("body"), builder.append_basic_block("done")
-        builder.cbranch(builder.icmp_signed("!=", accumulate, accumulate.type(0)), reload, head)
-        with builder.goto_block(reload):
-            previous = [_load_vector(builder, p, dtype) for p in c_pointers]
-            builder.branch(head)
-
-        builder.position_at_end(head)
-        firsts = []
-        for value in previous:
-            first = builder.phi(vector)
-            first.add_incoming(zero, entry)
-            first.add_incoming(value, reload)
-            firsts.append(first)
-        builder.cbranch(builder.icmp_signed(">", K, integer(0)), body, done)
-
-        builder.position_at_end(body)
-        k = builder.phi(integer)
-        a_now, b_now = builder.phi(a_pointer.type), builder.phi(b_pointer.type)
-        sums = [builder.phi(vector) for _ in firsts]
-        b_vectors = [
-            _load_vector(builder, builder.gep(b_now, [integer(v * vector.count)]), dtype)
-            for v in range(V)
-        ]
-        nexts = []
-        for r in range(R):
-            element = builder.load(builder.gep(a_now, [a_offsets[r]]))
-            element.align = bits
-            a_vector = _splat(builder, element, dtype)
-            nexts += [_fmuladd(builder, a_vector, b_vectors[v], sums[r * V + v]) for v in range(V)]
-        k_next = builder.add(k, integer(1))
-        for phi, first, following in (
-            (k, integer(0), k_next),
-            (a_now, a_pointer, builder.gep(a_now, [a_step])),
-            (b_now, b_pointer, builder.gep(b_now, [b_step])),
-            *zip(sums, firsts, nexts, strict=True),
-        ):
-            phi.add_incoming(first, head)
-            phi.add_incoming(following, body)
-        builder.cbranch(builder.icmp_signed("<", k_next, K), body, done)
-
-        builder.position_at_end(done)
-        results = [builder.phi(vector) for _ in firsts]
-        for result, first, following in zip(results, firsts, nexts, strict=True):
-            result.add_incoming(first, head)
-            result.add_incoming(following, body)
-        for result, pointer in zip(results, c_pointers, strict=True):
-            _store_vector(builder, result, pointer, dtype)
-        return context.get_dummy_value()
-
-    i = types.intp
-    sig = types.void(rows, vectors, a, i, i, i, b, i, i, c, i, i, i, types.boolean)
-    return sig, codegen

@@ -16,6 +16,7 @@ from minires.kernels import memory
 from minires.kernels.cpu.copying import AHEAD, clear_run, copy_run, prefetch_run
 from minires.kernels.cpu.simd import lanes, transpose
 
+PANELS = 4  # filled side by side: long runs to read, and few places to write to
 SMALL = 1 << 15  # elements: waking a thread takes longer than packing them
 
 
@@ -88,10 +89,14 @@ def _clear_rest(O, K, panel, out, L):
 @njit(cache=True, parallel=True)
 def _pack_transposed(weight, O, C, taps, panel, out, L):
     if taps == 1:
-        for p in prange((C + panel - 1) // panel):
-            k = p * panel
+        blocks = (C + PANELS * panel - 1) // (PANELS * panel)
+        for block in prange(blocks):
+            k0, k1 = block * PANELS * panel, min((block + 1) * PANELS * panel, C)
             for o in range(O):
-                copy_run(weight, o * C + k, out, (p * O + o) * panel, min(panel, C - k), L)
+                prefetch_run(weight, (o + AHEAD) * C + k0, k1 - k0, L)
+                for k in range(k0, k1, panel):
+                    to = (k // panel * O + o) * panel
+                    copy_run(weight, o * C + k, out, to, min(panel, k1 - k), L)
     else:
         blocks = (C + L - 1) // L
         step = L if C % L == 0 else 1  # a run of channels must not straddle two panels

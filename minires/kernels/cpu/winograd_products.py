@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from minires.kernels.cpu.simd import prefetch, tile_product
+from minires.kernels.cpu.simd import prefetch
+from minires.kernels.cpu.tile import tile_product
 
 ELEMENTS = 36  # of a transformed tile
 ROWS = 6  # of a register tile
