@@ -31,6 +31,7 @@ from minires.kernels.cpu.winograd_weights import (
     transform_panels,
     transform_weight,
 )
+from minires.kernels.fusing import After, Before
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -45,7 +46,8 @@ SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than 
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, weight, columns, swap, u, own, y, add, shape, out, tiles, pad, batch, workers, work, L, wide
+    x, before, weight, columns, swap, u, own, y, add, shape, out, tiles, pad, batch, workers,
+    work, L, wide,
 ):  # fmt: skip
     """Each worker takes `batch` tiles at a time through all three steps.
 
@@ -71,7 +73,9 @@ def _convolve(
         for b in range(worker * batches // workers, (worker + 1) * batches // workers):
             first = b * batch
             count = min(batch, total - first)
-            load_tiles(x, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k)
+            load_tiles(
+                x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
+            )  # fmt: skip
             for e in range(ELEMENTS):
                 ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
                 ask_for(y, (first + ahead) * y_tile + e * y_share, y_share, L)
@@ -82,7 +86,9 @@ def _convolve(
 
 
 @njit(cache=True, parallel=True)
-def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide):
+def _weight_gradient(
+    x, before, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide
+):  # fmt: skip
     """Each worker sums the products of its own tiles into its part of du."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -102,7 +108,9 @@ def _weight_gradient(x, gy, du, shape, out, tiles, pad, batch, workers, work, L,
         for b in range(start, (worker + 1) * batches // workers):
             first = b * batch
             count = min(batch, total - first)
-            load_tiles(x, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k)
+            load_tiles(
+                x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
+            )  # fmt: skip
             load_gradient_tiles(gy, out, tiles, first, count, 0, O, w, 0, w_step, patch, L, k)
             for e in range(ELEMENTS):
                 ask_for(x, (first + ahead) * x_tile + e * x_share, x_share, L)
@@ -122,17 +130,24 @@ def _tiles(out: tuple[int, int]) -> tuple[int, int]:
     return -(-out[0] // 4), -(-out[1] // 4)
 
 
+def _in_a_row(before: Before | None, dtype: Any) -> Any:
+    """mean, scale and shift one after the other, as `load_tiles` takes them."""
+    return np.empty(0, dtype) if before is None else np.concatenate(before)
+
+
 def _run(
-    x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool, total: Any = None
-) -> Any:
+    x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool,
+    before: Before | None = None, total: Any = None,
+) -> Any:  # fmt: skip
     """x (N, H, W, C) with `weight`, or with its adjoint if `swap`; added to `total` if given."""
     N, H, W, C = x.shape
     O, columns = weight.shape[1 if swap else 0], weight.shape[1]
     L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
     add, tiles = total is not None, _tiles(out)
     y = total if add else memory.empty((N, *out, O), dtype)
+    norm = _in_a_row(before, dtype)
     if C * O >= LARGE:
-        winograd_blocked.convolve(x, weight, swap, y, add, tiles, pad, workers)
+        winograd_blocked.convolve(x, norm, weight, swap, y, add, tiles, pad, workers)
         return to_nchw(y)
     wide, own = O % (2 * L) == 0, C * O <= SMALL
     weight = np.ascontiguousarray(weight).reshape(-1)
@@ -142,8 +157,8 @@ def _run(
     batch = _batch(N * tiles[0] * tiles[1], workers, C, O)
     work = memory.empty((workers, _room(batch, C, O, L)), dtype)
     _convolve(
-        x.reshape(-1), weight, columns, swap, u, own, y.reshape(-1), add, (H, W, C), (*out, O),
-        tiles, pad, batch, workers, work, L, wide,
+        x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1), add, (H, W, C),
+        (*out, O), tiles, pad, batch, workers, work, L, wide,
     )  # fmt: skip
     return to_nchw(y)
 
@@ -169,22 +184,36 @@ def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> 
     return conv2d_grad_input(gy, weight, g, to_nhwc(total))
 
 
+def conv2d_fused(
+    x: Any, weight: Any, g: ConvGeometry, before: Before | None, after: After | None, moments: bool
+) -> Any:
+    """Winograd F(4x4, 3x3) of a normalised and rectified x, see `kernels/fusing.py`."""
+    if after is not None or moments:
+        raise ValueError("expected after=None, moments=False: only `before` is taken so far")
+    return _run(to_nhwc(x), weight, g.padding, g.out, swap=False, before=before)
+
+
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The adjoint of Winograd F(4x4, 3x3)."""
+    return conv2d_grad_weight_fused(x, gy, g, None)
+
+
+def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | None) -> Any:
+    """The same of a normalised and rectified x, see `kernels/fusing.py`."""
     x, gy = to_nhwc(x), to_nhwc(gy)
     L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
     C, O, tiles = g.C, g.O, _tiles(g.out)
-    gweight = memory.empty((O, C, 3, 3), dtype)
+    gweight, norm = memory.empty((O, C, 3, 3), dtype), _in_a_row(before, dtype)
     if C * O >= LARGE_GRADIENT:
-        winograd_blocked.weight_gradient(x, gy, gweight, tiles, g.padding, workers)
+        winograd_blocked.weight_gradient(x, norm, gy, gweight, tiles, g.padding, workers)
         return gweight
     batch = _batch(g.N * tiles[0] * tiles[1], workers, C, O)
     workers = min(workers, -(-g.N * tiles[0] * tiles[1] // batch))
     work = memory.empty((workers, _room(batch, C, O, L)), dtype)
     du = memory.empty(workers * ELEMENTS * C * O, dtype)
     _weight_gradient(
-        x.reshape(-1), gy.reshape(-1), du, (g.H, g.W, C), (*g.out, O), tiles, g.padding, batch,
-        workers, work, L, C % (2 * L) == 0,
+        x.reshape(-1), norm, gy.reshape(-1), du, (g.H, g.W, C), (*g.out, O), tiles, g.padding,
+        batch, workers, work, L, C % (2 * L) == 0,
     )  # fmt: skip
     if C * O <= SMALL:
         inverse_rows(du, O, C, 0, 1, gweight.reshape(-1), L)

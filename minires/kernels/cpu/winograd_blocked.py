@@ -35,8 +35,8 @@ BLOCK = 64  # channels
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, weight, columns, swap, y, add, shape, out, tiles, pad, block, panel, chunks, workers, v,
-    work, L, wide,
+    x, before, weight, columns, swap, y, add, shape, out, tiles, pad, block, panel, chunks,
+    workers, v, work, L, wide,
 ):  # fmt: skip
     """`chunks`: parts of the tiles, where there are more workers than panels of outputs."""
     C, O = shape[2], out[2]
@@ -50,7 +50,8 @@ def _convolve(
             channels = min(block, C - c)
             at = c // block * ELEMENTS * v_step + first * channels
             load_tiles(
-                x, shape, tiles, pad, first, last - first, c, channels, v, at, v_step, patch, L, k
+                x, before, shape, tiles, pad, first, last - first, c, channels, v, at, v_step,
+                patch, L, k,
             )  # fmt: skip
     units = O // panel * chunks
     for worker in prange(workers):
@@ -77,7 +78,7 @@ def _convolve(
 
 @njit(cache=True, parallel=True)
 def _weight_gradient(
-    x, gy, weight, shape, out, tiles, pad, block, workers, v, w, work, L, wide
+    x, before, gy, weight, shape, out, tiles, pad, block, workers, v, w, work, L, wide
 ):  # fmt: skip
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -89,7 +90,9 @@ def _weight_gradient(
         for c in range(0, C, block):
             channels = min(block, C - c)
             at = c // block * ELEMENTS * step + first * channels
-            load_tiles(x, shape, tiles, pad, first, count, c, channels, v, at, step, patch, L, k)
+            load_tiles(
+                x, before, shape, tiles, pad, first, count, c, channels, v, at, step, patch, L, k
+            )  # fmt: skip
         for o in range(0, O, block):
             channels = min(block, O - o)
             at = o // block * ELEMENTS * step + first * channels
@@ -123,8 +126,8 @@ def _blocks(total: int, channels: int, block: int, dtype: Any) -> Any:
 
 
 def convolve(
-    x: Any, weight: Any, swap: bool, y: Any, add: bool, tiles: tuple[int, int], pad: Any,
-    workers: int,
+    x: Any, before: Any, weight: Any, swap: bool, y: Any, add: bool, tiles: tuple[int, int],
+    pad: Any, workers: int,
 ) -> None:  # fmt: skip
     """y (N, OH, OW, O) from x (N, H, W, C), with `weight` or with its adjoint if `swap`.
 
@@ -139,14 +142,14 @@ def convolve(
     work = memory.empty((workers, room), dtype)
     v = _blocks(total, x.shape[3], BLOCK, dtype)
     _convolve(
-        x.reshape(-1), np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
+        x.reshape(-1), before, np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
         y.reshape(-1), add, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks, workers, v,
         work, L, wide,
     )  # fmt: skip
 
 
 def weight_gradient(
-    x: Any, gy: Any, gweight: Any, tiles: tuple[int, int], pad: Any, workers: int
+    x: Any, before: Any, gy: Any, gweight: Any, tiles: tuple[int, int], pad: Any, workers: int
 ) -> None:
     """gweight (O, C, 3, 3) from x (N, H, W, C) and gy (N, OH, OW, O)."""
     dtype, L, C, O = x.dtype, lanes(x.dtype), x.shape[3], gy.shape[3]
@@ -155,6 +158,6 @@ def weight_gradient(
     work = memory.empty((workers, ELEMENTS * BLOCK * BLOCK + ELEMENTS * BLOCK), dtype)
     v, w = (_blocks(total, channels, BLOCK, dtype) for channels in (C, O))
     _weight_gradient(
-        x.reshape(-1), gy.reshape(-1), gweight.reshape(-1), x.shape[1:], gy.shape[1:], tiles, pad,
-        BLOCK, workers, v, w, work, L, wide,
+        x.reshape(-1), before, gy.reshape(-1), gweight.reshape(-1), x.shape[1:], gy.shape[1:],
+        tiles, pad, BLOCK, workers, v, w, work, L, wide,
     )  # fmt: skip

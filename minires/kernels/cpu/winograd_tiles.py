@@ -32,7 +32,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from minires.kernels.cpu.simd import fill, fmuladd, fnmuladd, load, load_where, store
+from minires.kernels.cpu.simd import (
+    fill,
+    fmuladd,
+    fnmuladd,
+    load,
+    load_where,
+    positive,
+    store,
+)
 
 POINT_A, POINT_B = 0.75, 1.5
 AA, BB = POINT_A**2, POINT_B**2
@@ -264,6 +272,26 @@ def _copy_window(x, n, H, W, C, top, left, size, begin, channels, patch, L):
 
 
 @njit(cache=True)
+def _activate_window(x, n, H, W, C, top, left, begin, channels, before, patch, L):
+    """The 6x6 window of relu((x - mean) * scale + shift), with zeros where it leaves the image."""
+    i0, i1, j0, j1 = max(0, -top), min(6, H - top), max(0, -left), min(6, W - left)
+    inside = i1 - i0 + j1 - j0 == 12
+    corner, zero, c = ((n * H + top) * W + left) * C + begin, fill(x, 0.0), 0
+    while c < channels:
+        at = begin + c
+        mean, scale, shift = load(before, at), load(before, C + at), load(before, 2 * C + at)
+        if not inside:
+            for pixel in range(36):
+                store(patch, pixel * channels + c, zero)
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                d = load(x, corner + (i * W + j) * C + c) - mean
+                value = positive(fmuladd(d, scale, shift))
+                store(patch, (i * 6 + j) * channels + c, value)
+        c += L
+
+
+@njit(cache=True)
 def _place(first, rows, cols):
     """Image, row and column of a tile."""
     n, rest = divmod(first, rows * cols)
@@ -282,21 +310,29 @@ def _next_place(n, row, col, rows, cols):
 
 
 @njit(cache=True)
-def load_tiles(x, shape, tiles, pad, first, count, begin, channels, v, at, step, patch, L, k):
+def load_tiles(
+    x, before, shape, tiles, pad, first, count, begin, channels, v, at, step, patch, L, k
+):  # fmt: skip
     """Transform `channels` channels, from `begin` on, of input tiles first, ..., first + count - 1.
 
     v[at + (6*i + j)*step + t*channels + c], t and c counted from `first` and `begin`.
+    before: mean, scale and shift of all channels, to transform relu((x - mean) * scale + shift);
+    of size 0 to transform x itself.
     """
     H, W, C = shape
     rows, cols = tiles
     n, row, col = _place(first, rows, cols)
     for to in range(at, at + count * channels, channels):
         top, left = row * 4 - pad[0], col * 4 - pad[1]
-        if top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W:
+        inside = top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W
+        if inside and before.size == 0:
             corner = ((n * H + top) * W + left) * C + begin
             _input_tile(x, corner, W * C, C, channels, v, to, step, L, k)
         else:
-            _copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
+            if before.size == 0:
+                _copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
+            else:
+                _activate_window(x, n, H, W, C, top, left, begin, channels, before, patch, L)
             _input_tile(patch, 0, 6 * channels, channels, channels, v, to, step, L, k)
         n, row, col = _next_place(n, row, col, rows, cols)
 
