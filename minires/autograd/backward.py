@@ -68,60 +68,63 @@ class _Walk:
         self.create_graph = create_graph
         self.wanted = wanted or ()
         self.fills_grad = wanted is None  # backward() writes into `.grad`, grad() must not
-        self.pending: dict[int, dict[int, _Pending]] = {}  # by node or leaf, then output index
-        self.leaves: dict[int, Tensor] = {}
-        self.found: dict[Key, _Pending] = {}
+        self.pending: dict[int, list[_Pending | None]] = {}  # by node: one for each output
         self.heap: list[tuple[int, Function]] = []
+        self.leaves: dict[int, tuple[Tensor, _Pending]] = {}
+        self.found: dict[Key, _Pending] = {}
         self.useful: set[int] | None = None
 
     def receive(self, edge: Any, value: Tensor, owned: bool) -> None:
         """Add a gradient to what an edge has collected."""
-        node, index = edge if type(edge) is tuple else (edge, 0)
-        collected = self.pending.get(id(node))
-        if collected is None:
-            self.pending[id(node)] = {index: _Pending(value, owned)}
-            if node is edge:
-                self.leaves[id(node)] = node
-            else:
+        if type(edge) is tuple:
+            node, index = edge
+            collected = self.pending.get(id(node))
+            if collected is None:
+                collected = self.pending[id(node)] = [None] * len(node.outputs)
                 heapq.heappush(self.heap, (-node.sequence, node))
-        elif index in collected:
-            collected[index].add(value, owned, self.create_graph)
+            pending = collected[index]
+            if pending is None:
+                collected[index] = _Pending(value, owned)
+                return
+        elif id(edge) in self.leaves:
+            pending = self.leaves[id(edge)][1]
         else:
-            collected[index] = _Pending(value, owned)
+            self.leaves[id(edge)] = edge, _Pending(value, owned)
+            return
+        pending.add(value, owned, self.create_graph)
 
     def run(self) -> None:
         with enable_grad() if self.create_graph else no_grad():
             while self.heap:
                 _, node = heapq.heappop(self.heap)
                 self.visit(node)
-            for identity, leaf in self.leaves.items():
-                pending = self.pending.pop(identity)[0]
+            for identity, (leaf, pending) in self.leaves.items():
                 if leaf._hooks:
                     _apply_hooks(leaf._hooks, pending, leaf.shape, leaf.dtype)
-                self.found[(identity, 0)] = pending
+                if (identity, 0) in self.wanted:
+                    self.found[(identity, 0)] = pending
 
     def visit(self, node: Function) -> None:
         collected = self.pending.pop(id(node))
         watched = node.hooks or node.retained or self.wanted
-        gradients = []
-        for index, (shape, dtype) in enumerate(node.outputs):
-            pending = collected.get(index)
+        gradients: list[Tensor] = []
+        for index, pending in enumerate(collected):
             if pending is None:  # an output nothing was computed from
-                like = next(iter(collected.values())).value._data
+                like = next(other for other in collected if other is not None).value._data
                 with active(like):
-                    gradients.append(Tensor._wrap(xp_of(like).zeros(shape, dtype)))
+                    gradients.append(Tensor._wrap(xp_of(like).zeros(*node.outputs[index])))
                 continue
             if watched:
                 self.show(node, index, pending)
             gradients.append(pending.value)
         if self.useful is not None and id(node) not in self.useful:
             return
-        if node.released or node.edges is None:
+        edges, needs = node.edges, node.needs
+        if edges is None:
             raise RuntimeError(
                 f"backward: the graph was freed by an earlier backward (at {node.name}). Compute "
                 "the loss again, or pass retain_graph=True to the earlier call."
             )
-        edges, needs = node.edges, node.needs
         if self.useful is not None:
             needs = tuple([_leads_to(self.wanted, edge, self.useful) for edge in edges])
         joined = None
@@ -167,18 +170,21 @@ class _Walk:
                     continue
                 node.waiting = None
             # The gradient of what was consumed only once is never added to: no need to know.
-            owned = not once and _is_fresh(result._data, gradients, results, node)
+            owned = node.returns_new or (
+                not once and _is_fresh(result._data, gradients, results, node)
+            )
             self.receive(edge, result, owned)
         if not self.retain_graph:
             node.release()
 
     def pending_join(self, edge: Any) -> _Pending | None:
         """What has been collected for an edge, if it is large and nobody else's."""
-        node, index = edge if type(edge) is tuple else (edge, 0)
-        collected = self.pending.get(id(node))
-        if collected is None:
-            return None
-        pending = collected.get(index)
+        if type(edge) is tuple:
+            node, index = edge
+            collected = self.pending.get(id(node))
+            pending = None if collected is None else collected[index]
+        else:
+            pending = self.leaves[id(edge)][1] if id(edge) in self.leaves else None
         if pending is None or not pending.owned or self.create_graph:
             return None
         return pending if pending.value._data.size >= LARGE else None
@@ -293,8 +299,7 @@ def backward(
         walk.receive(output._edge(), _seed(output, gradient, "backward"), owned=False)
     walk.run()
     with enable_grad() if create_graph else no_grad():
-        for leaf in walk.leaves.values():
-            pending = walk.found[(id(leaf), 0)]
+        for leaf, pending in walk.leaves.values():
             leaf.grad = pending.own() if leaf.grad is None else leaf.grad + pending.value
 
 

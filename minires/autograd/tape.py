@@ -122,6 +122,9 @@ class Function:
     of_engine: ClassVar[bool] = True
     """Whether backward is known to return new arrays, or views of what it was given or saved."""
 
+    returns_new: ClassVar[bool] = False
+    """Whether backward returns arrays that are new, each in memory of its own. Not inherited."""
+
     adds: ClassVar[bool] = False
     """Whether backward may add to the gradient of input 0 that is `waiting` for it at a join.
 
@@ -146,6 +149,7 @@ class Function:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.of_engine = cls.__module__.partition(".")[0] == "minires"
+        cls.returns_new = vars(cls).get("returns_new", False)
         Function._registry[f"{cls.__module__}.{cls.__qualname__}"] = cls
 
     def forward(self, *arrays: Any, **_: Any) -> Any:
@@ -180,36 +184,40 @@ class Function:
         self._to_save = arrays if self._to_save is None else {**self._to_save, **arrays}
 
     def __call__(self, *tensors: Tensor) -> Any:
+        arrays: list[Any] = []
+        on_host, wanted = True, False
         try:
-            arrays = [tensor._data for tensor in tensors]
+            for tensor in tensors:
+                array = tensor._data
+                arrays.append(array)
+                if type(array) is not np.ndarray:
+                    on_host = False
+                if tensor.requires_grad:
+                    wanted = True
         except AttributeError:
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors)
             raise TypeError(f"{self.name}: takes Tensors, got {kinds}") from None
-        for array in arrays:
-            if type(array) is not np.ndarray:
-                tensors = on_one_device(self.name, tensors)
-                with active(tensors[0]._data):
-                    return self._apply(tensors, [tensor._data for tensor in tensors])
-        return self._apply(tensors, arrays)
+        record = wanted and _mode.enabled
+        if on_host:
+            return self._apply(tensors, arrays, record)
+        tensors = on_one_device(self.name, tensors)
+        with active(tensors[0]._data):
+            return self._apply(tensors, [tensor._data for tensor in tensors], record)
 
-    def _apply(self, tensors: tuple[Tensor, ...], arrays: list[Any]) -> Any:
+    def _apply(self, tensors: tuple[Tensor, ...], arrays: list[Any], record: bool) -> Any:
         """Compute the outputs and, if a gradient may be asked for, become a node."""
-        record = False
-        if _mode.enabled:
-            for tensor in tensors:
-                if tensor.requires_grad:
-                    record = True
-                    if len(arrays) > 1:
-                        _tell_apart(arrays, tensors)
-                    break
+        if record and len(arrays) > 1:
+            _tell_apart(arrays, tensors)
         result = self.forward(*arrays)
         if type(result) is tuple:
             outputs = tuple([self._output(array, tensors, arrays) for array in result])
-        else:
-            outputs = (self._output(result, tensors, arrays),)
+            if record:
+                self._record(tensors, arrays, outputs)
+            return outputs
+        output = self._output(result, tensors, arrays)
         if record:
-            self._record(tensors, arrays, outputs)
-        return outputs if type(result) is tuple else outputs[0]
+            self._record(tensors, arrays, (output,))
+        return output
 
     def _output(self, array: Any, tensors: tuple[Tensor, ...], arrays: list[Any]) -> Tensor:
         """A result of forward as a tensor; with the buffer of the input whose memory it shares."""
@@ -260,18 +268,18 @@ class Function:
             shapes.append((array.shape, array.dtype))
         if self._to_save is not None:
             self._saved = saved = {}
-            places = {id(known): i for i, known in enumerate(arrays)}
             for name, array in self._to_save.items():
-                i = places.get(id(array))
-                if i is not None:
-                    tensor = tensors[i]
-                    saved[name] = _kept(array, tensor._buffer, edges[i], tensor._node)
-                    continue
-                saved[name] = array
-                for i, output in enumerate(outputs):
-                    if array is output._data:
-                        # Only the index: an edge to the node would be a reference cycle.
-                        saved[name] = _kept(array, output._buffer, i, self)
+                for i, known in enumerate(arrays):
+                    if array is known:
+                        tensor = tensors[i]
+                        saved[name] = _kept(array, tensor._buffer, edges[i], tensor._node)
+                        break
+                else:
+                    saved[name] = array
+                    for i, output in enumerate(outputs):
+                        if array is output._data:
+                            # Only the index: an edge to the node would be a reference cycle.
+                            saved[name] = _kept(array, output._buffer, i, self)
             self._to_save = None
 
     @property
@@ -377,7 +385,7 @@ class Function:
 
 def _kept(array: Any, buffer: Buffer, edge: Any, maker: Function | None) -> Saved | Rebuilt:
     """What to keep of an input or output: the array, unless it is large and can be made again."""
-    if maker is not None and array.nbytes >= LARGE and maker.can_rebuild() and not buffer.exposed:
+    if array.nbytes >= LARGE and maker is not None and maker.can_rebuild() and not buffer.exposed:
         return Rebuilt(buffer, edge)
     return Saved(array, buffer, edge)
 

@@ -22,6 +22,7 @@ NAMED_PADDING = ("valid", "same")
 
 class Conv2d(Function):
     adds = True
+    returns_new = True
 
     def __init__(self, g: ConvGeometry) -> None:
         self.g = g

@@ -76,9 +76,8 @@ class Conv2d(Module):
         init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
-        own = self._parameters
         return F.conv2d(
-            x, own["weight"], own["bias"], self.stride, self.padding, self.dilation, self.groups
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
     def extra_repr(self) -> str:
@@ -168,20 +167,23 @@ class BatchNorm2d(Module):
         return not (changed or self._forward_hooks or self._forward_pre_hooks)
 
     def _normalise(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        parameters, buffers = self._parameters, self._buffers
         y = function(
             *inputs,
-            buffers["running_mean"],
-            buffers["running_var"],
-            parameters["weight"],
-            parameters["bias"],
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
             self.training,
             self.momentum,
             self.eps,
         )
-        tracked = buffers["num_batches_tracked"]
+        tracked = self.num_batches_tracked
         if self.training and tracked is not None:
-            tracked._data += 1
+            count = tracked._data
+            if type(count) is np.ndarray:
+                count[()] = count.item() + 1  # a tenth of the time of `+= 1`, for one number
+            else:
+                count += 1
         return y
 
     def extra_repr(self) -> str:

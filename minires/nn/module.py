@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -31,12 +32,13 @@ class Module:
     """
 
     training: bool
+    _kinds: dict[str, type]
+    """What is registered: Parameter, Tensor (a buffer) or Module by name. The values are attributes
+    like any others."""
 
     def __init__(self) -> None:
         # Past our own __setattr__, which needs these to exist.
-        object.__setattr__(self, "_parameters", {})
-        object.__setattr__(self, "_buffers", {})
-        object.__setattr__(self, "_modules", {})
+        object.__setattr__(self, "_kinds", {})
         object.__setattr__(self, "_forward_hooks", {})
         object.__setattr__(self, "_forward_pre_hooks", {})
         object.__setattr__(self, "training", True)
@@ -44,47 +46,52 @@ class Module:
     # -- registration ------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_modules" not in self.__dict__:
+        if "_kinds" not in self.__dict__:
             raise RuntimeError(f"{type(self).__name__}: call super().__init__() first")
         if isinstance(value, Parameter):
             self.register_parameter(name, value)
         elif isinstance(value, Module):
             self.add_module(name, value)
-        elif name in self._buffers and isinstance(value, Tensor):
-            self._buffers[name] = value
         else:
-            tables = (self._parameters, self._buffers, self._modules)
-            for table, kind in zip(tables, ("Parameter", "Tensor", "Module"), strict=True):
-                if name in table and value is not None:
-                    raise TypeError(
-                        f"{type(self).__name__}.{name} holds a {kind}; assign a {kind} or None, "
-                        f"got {type(value).__name__}"
-                    )
-                if name in table:
-                    table[name] = None
-                    return
+            kind = self._kinds.get(name)
+            if kind is Tensor and isinstance(value, Tensor):
+                kind = None
+            if kind is not None and value is not None:
+                raise TypeError(
+                    f"{type(self).__name__}.{name} holds a {kind.__name__}; assign a "
+                    f"{kind.__name__} or None, got {type(value).__name__}"
+                )
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        own = self.__dict__
-        if "_modules" in own:  # else __init__ has not begun
-            for table in (own["_modules"], own["_parameters"], own["_buffers"]):
-                if name in table:
-                    return table[name]
-        known = [*self.__dict__.get("_modules", ()), *self.__dict__.get("_parameters", ())]
+        known = self.__dict__.get("_kinds", ())  # none before __init__ has begun
         guess = nearest(name, [*known, *dir(type(self))])
         hint = f"; did you mean {guess!r}?" if guess else ""
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     def __delattr__(self, name: str) -> None:
-        for table in (self._parameters, self._buffers, self._modules):
-            if name in table:
-                del table[name]
-                return
         object.__delattr__(self, name)
+        self._kinds.pop(name, None)
 
-    def _register(self, name: str, value: Any, kind: type, table: dict[str, Any]) -> None:
-        """Put a value into a table, under a name that no other table and no attribute keeps.
+    def _registered(self, kind: type) -> Mapping[str, Any]:
+        """The attributes of this kind in their order, None among them; to be read only."""
+        own = self.__dict__
+        return MappingProxyType({name: own[name] for name, k in self._kinds.items() if k is kind})
+
+    @property
+    def _parameters(self) -> Mapping[str, Any]:
+        return self._registered(Parameter)
+
+    @property
+    def _buffers(self) -> Mapping[str, Any]:
+        return self._registered(Tensor)
+
+    @property
+    def _modules(self) -> Mapping[str, Any]:
+        return self._registered(Module)
+
+    def _register(self, name: str, value: Any, kind: type) -> None:
+        """Make a value an attribute that counts as a parameter, a buffer or a sub-module.
 
         Raises TypeError for another kind of value, ValueError for a name that cannot be a key.
         """
@@ -100,23 +107,22 @@ class Module:
                 f"{type(self).__name__}: {name!r} is an attribute of the class, which would hide "
                 "the sub-module or tensor; choose another name"
             )
-        self.__dict__.pop(name, None)
-        for other in (self._parameters, self._buffers, self._modules):
-            if other is not table:
-                other.pop(name, None)
-        table[name] = value
+        if self._kinds.get(name) is not kind:
+            self._kinds.pop(name, None)  # the last of its kind from now on
+            self._kinds[name] = kind
+        self.__dict__[name] = value
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter; None keeps the name without a tensor."""
-        self._register(name, parameter, Parameter, self._parameters)
+        self._register(name, parameter, Parameter)
 
     def register_buffer(self, name: str, tensor: Tensor | None) -> None:
         """Add a tensor that is part of the state but not trained, as running statistics are."""
-        self._register(name, tensor, Tensor, self._buffers)
+        self._register(name, tensor, Tensor)
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a sub-module under a name."""
-        self._register(name, module, Module, self._modules)
+        self._register(name, module, Module)
 
     # -- calling -----------------------------------------------------------------------------
 
@@ -177,17 +183,17 @@ class Module:
         for _, module in self.named_modules():
             yield module
 
-    def _named(self, table: str) -> Iterator[tuple[str, Tensor]]:
+    def _named(self, kind: type) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
         for prefix, module in self.named_modules():
-            for name, tensor in module.__dict__[table].items():
+            for name, tensor in module._registered(kind).items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield (f"{prefix}.{name}" if prefix else name), tensor
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters with their full names, each once."""
-        return self._named("_parameters")  # type: ignore[return-value]
+        return self._named(Parameter)  # type: ignore[return-value]
 
     def parameters(self) -> Iterator[Parameter]:
         for _, parameter in self.named_parameters():
@@ -195,7 +201,7 @@ class Module:
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """All buffers with their full names, each once."""
-        return self._named("_buffers")
+        return self._named(Tensor)
 
     def buffers(self) -> Iterator[Tensor]:
         for _, tensor in self.named_buffers():

@@ -14,7 +14,7 @@ from minires.autograd.buffer import Buffer
 from minires.functional.random import get_rng_state, set_rng_state
 from minires.nn import Module
 
-_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_TABLES = ("_kinds", "_forward_hooks", "_forward_pre_hooks")
 
 
 def lifted(array: Any, through: Any = None) -> Any:
@@ -86,9 +86,9 @@ class Lent:
         self, modules: Iterable[Module], tensors: Iterable[Tensor], through: Any = None
     ) -> None:
         submodules = {id(m): m for root in modules for m in root.modules()}
-        held = [t for m in submodules.values() for t in (*_own(m, "_parameters"),
-                                                         *_own(m, "_buffers"))]  # fmt: skip
-        unique = {id(t): t for t in (*held, *tensors)}
+        held = [t for m in submodules.values() for t in (*m._parameters.values(),
+                                                         *m._buffers.values())]  # fmt: skip
+        unique = {id(t): t for t in (*held, *tensors) if t is not None}
         self.modules = [_ModuleState(m) for m in submodules.values()]
         self.tensors = [_TensorState(t) for t in unique.values()]
         self.copies = {id(s.tensor): lifted(s.array, through) for s in self.tensors}
@@ -112,10 +112,6 @@ class Lent:
         for state in self.tensors:
             state.put_back()
         self.randomness.put_back()
-
-
-def _own(module: Module, table: str) -> list[Tensor]:
-    return [t for t in module.__dict__[table].values() if t is not None]
 
 
 def put(tensor: Tensor, array: Any) -> None:

@@ -117,8 +117,8 @@ class MixedPrecision:
         narrow = dict(zip(own, CastAll(self.dtype)(*own.values()), strict=True))
         try:
             for module, name, parameter in places:
-                module._parameters[name] = narrow[id(parameter)]
+                vars(module)[name] = narrow[id(parameter)]  # which are no Parameters
             yield
         finally:
             for module, name, parameter in places:
-                module._parameters[name] = parameter
+                vars(module)[name] = parameter

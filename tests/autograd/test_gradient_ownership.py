@@ -44,6 +44,32 @@ def test_what_an_operation_keeps_is_not_summed_into() -> None:
     assert [op.kept.tolist() for op in operations] == [[1.0, 1.0], [1.0, 1.0]]
 
 
+class ReturnsNewArrays(mr.Function):
+    """y = x, with a gradient in memory of its own."""
+
+    returns_new = True
+
+    def forward(self, x: Any) -> Any:
+        return x + 0.0
+
+    def backward(self, gy: Any) -> Any:
+        return gy * 1.0
+
+
+class ReturnsOneItKeeps(ReturnsNewArrays):
+    kept = mr.Tensor(np.ones(2))
+
+    def backward(self, gy: Any) -> Any:
+        return self.kept
+
+
+def test_a_promise_of_new_arrays_binds_nobody_who_derives_from_it() -> None:
+    p = leaf(1.0, 2.0)
+    (ReturnsNewArrays()(p) + ReturnsOneItKeeps()(p)).backward(np.ones(2))
+    assert p.grad.tolist() == [2.0, 2.0]
+    assert ReturnsOneItKeeps.kept.tolist() == [1.0, 1.0]
+
+
 class ReturnsWhatItSaved(mr.Function):
     """y = 2x, of the engine by its own word; its gradient is the array it saved."""
 

@@ -67,6 +67,13 @@ def test_attributes_are_found_where_they_were_put() -> None:
     assert block.shortcut is None
 
 
+def test_what_is_registered_is_listed_and_not_changed_through_the_list() -> None:
+    block = Block()
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        block._modules["conv"] = nn.Identity()
+    assert isinstance(block.conv, nn.Conv2d)
+
+
 def test_assigning_again_replaces() -> None:
     block = Block()
     block.scale = nn.Parameter([5.0])
