@@ -79,7 +79,7 @@ def test_info_on_kernels(capsys):
     """Each layer's kernels, pass by pass; the first layer's input gradient is nobody's business."""
     out = printed(capsys, "info", "--kernels", "--model", "resnet18", "--batch", "8")
     assert "8x64x56x56" in out
-    for name in ("winograd", "columns", "outer", "direct", "not needed"):
+    for name in ("winograd", "columns", "outer", "winograd-stem", "not needed"):
         assert name in out
     assert "8x64x56x56" not in printed(capsys, "info", "--kernels", "--batch", "8")
 

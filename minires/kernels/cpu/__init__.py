@@ -56,6 +56,18 @@ def _direct(g: ConvGeometry) -> bool:
     return g.groups == 1 and g.O % VECTOR == 0 and g.dilation == (1, 1)
 
 
+def _stem(g: ConvGeometry) -> bool:
+    """5x5 to 8x8, stride 2, one group, at most 4 channels, output channels in multiples of 16."""
+    return (
+        5 <= min(g.kernel) <= max(g.kernel) <= 8
+        and g.stride == (2, 2)
+        and g.dilation == (1, 1)
+        and g.groups == 1
+        and g.C <= 4
+        and g.O % VECTOR == 0
+    )
+
+
 def _large(g: ConvGeometry) -> bool:
     """Large enough that compiling pays: a layer of ResNet-20 at batch 8 is, 8x8 digits are not."""
     return g.multiply_adds >= 16_000_000
@@ -99,7 +111,7 @@ def _add(
     summary: str,
     adds: bool = False,
 ) -> None:
-    exact = name != "winograd"
+    exact = not name.startswith("winograd")
     into = _late(module, f"add_{operation}", summary) if adds else None
     add = register(
         operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact, into=into
@@ -117,6 +129,8 @@ _add(_pass, "direct", "direct", _direct, _very_short_rows, "Window rows read whe
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     _adds = _pass == "conv2d_grad_input"
     _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds)
+for _pass in ("conv2d", "conv2d_grad_weight"):
+    _add(_pass, "winograd-stem", "stem", _stem, _large, "Winograd F(4x4, 4x4) of four phases.")
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):
         _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.")
