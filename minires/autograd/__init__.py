@@ -25,6 +25,7 @@ from minires.autograd.elementwise import (
 )
 from minires.autograd.linalg import matmul
 from minires.autograd.parameter import Parameter
+from minires.autograd.pending import Pending, made
 from minires.autograd.reductions import normalise_axes
 from minires.autograd.shaping import broadcast_to, concatenate, flatten, pad_axes, stack
 from minires.autograd.tensor import Tensor

@@ -29,18 +29,44 @@ class Buffer:
     array: the whole array the views look into.
     version: how often minires changed it in place.
     exposed: whether somebody outside holds the array.
+    readers: what is still to be made from the array (`pending.py`).
+    moments: mean and biased variance per channel, if what made the array has summed them.
     """
 
-    __slots__ = ("__weakref__", "array", "exposed", "first_checksum", "version")
+    __slots__ = ("__weakref__", "array", "exposed", "first_checksum", "moments", "readers",
+                 "version")  # fmt: skip
 
     def __init__(self, array: Any, exposed: bool = False) -> None:
         self.array = array
         self.version = 0
         self.exposed = exposed
         self.first_checksum: int | None = None
+        self.readers: list[weakref.ref[Any]] | None = None
+        self.moments: tuple[Any, Any] | None = None
+
+    def awaited(self, pending: Any) -> None:
+        """Have `pending.make()` called before this memory changes, if it is wanted then."""
+        others = self.readers or ()
+        self.readers = [r for r in others if r() is not None] + [weakref.ref(pending)]
+
+    def settle(self) -> None:
+        """To be called before the memory is changed or handed out."""
+        if self.readers is not None:
+            readers, self.readers = self.readers, None
+            for reader in readers:
+                pending = reader()
+                if pending is not None:
+                    pending.make()
+
+    def unchanged(self) -> bool:
+        """Whether nobody has written into the memory since the engine made it."""
+        if self.version or not self.exposed:
+            return not self.version
+        return self.first_checksum is not None and checksum(self.array) == self.first_checksum
 
     def expose(self) -> None:
         """Note that the array is being handed out, with its contents at this moment."""
+        self.settle()
         if not self.exposed:
             self.exposed = True
             self.first_checksum = checksum(self.array)

@@ -300,6 +300,7 @@ def in_place(ufunc: Any, recorded: Callable[..., Tensor], a: Tensor, b: Any) -> 
     other = as_tensor(b, a)
     if is_grad_enabled() and (a.requires_grad or other.requires_grad):
         return recorded(a, other)
+    a._buffer.settle()
     ufunc(a._data, other._data, out=a._data)
     a._buffer.version += 1
     return a

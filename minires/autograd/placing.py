@@ -130,8 +130,9 @@ class Placed:
 
     def _handed_out(self) -> Any:
         """The array, for somebody who may change it behind our back."""
+        array = self._data
         self._buffer.expose()
-        return self._data
+        return array
 
     def _refuse_export(self, what: str) -> None:
         if self.requires_grad:

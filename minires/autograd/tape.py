@@ -130,6 +130,9 @@ class Function:
 
     If it does, it returns the sum as that input's gradient, and sets `waiting` to None.
     """
+    takes_pending: ClassVar[bool] = False
+    """Whether forward is given what is `Pending` as it is, where an input has no array yet."""
+
     waiting: Any = None  # an array that nobody else needs; its memory may become the sum's
 
     _registry: ClassVar[dict[str, type[Function]]] = {}
@@ -188,9 +191,9 @@ class Function:
         on_host, wanted = True, False
         try:
             for tensor in tensors:
-                array = tensor._data
+                array = array_or_pending(tensor) if self.takes_pending else tensor._data
                 arrays.append(array)
-                if type(array) is not np.ndarray:
+                if type(array) is not np.ndarray and not isinstance(array, Pending):
                     on_host = False
                 if tensor.requires_grad:
                     wanted = True
@@ -222,6 +225,10 @@ class Function:
     def _output(self, array: Any, tensors: tuple[Tensor, ...], arrays: list[Any]) -> Tensor:
         """A result of forward as a tensor; with the buffer of the input whose memory it shares."""
         if type(array) is not np.ndarray:
+            if isinstance(array, Pending):
+                if array.soon or not tensors[0]._buffer.exposed:
+                    return Deferred.around(array, tensors[0])
+                array = array.make()
             array = self._as_array(array)
         if self.view and np.may_share_memory(array, arrays[0]):
             return Tensor._wrap(array, buffer=tensors[0]._buffer)
@@ -243,6 +250,11 @@ class Function:
         self, tensors: tuple[Tensor, ...], arrays: list[Any], outputs: tuple[Tensor, ...]
     ) -> None:
         """Become a node of the graph."""
+        if self.takes_pending:  # forward may have made it
+            arrays = [
+                array_or_pending(tensor) if isinstance(array, Pending) else array
+                for array, tensor in zip(arrays, tensors, strict=True)
+            ]
         if self.sequence >= 0:
             raise RuntimeError(
                 f"{self.name}: one object stands for one call; make a new one for each, as in "
@@ -264,8 +276,7 @@ class Function:
         self.outputs = shapes = []
         for index, output in enumerate(outputs):
             output.requires_grad, output._node, output._index = True, self, index
-            array = output._data
-            shapes.append((array.shape, array.dtype))
+            shapes.append((output.shape, output.dtype))
         if self._to_save is not None:
             self._saved = saved = {}
             for name, array in self._to_save.items():
@@ -277,7 +288,7 @@ class Function:
                 else:
                     saved[name] = array
                     for i, output in enumerate(outputs):
-                        if array is output._data:
+                        if array is array_or_pending(output):
                             # Only the index: an edge to the node would be a reference cycle.
                             saved[name] = _kept(array, output._buffer, i, self)
             self._to_save = None
@@ -349,6 +360,14 @@ class Function:
             return array
         return item
 
+    def maker_of(self, name: str) -> Function | None:
+        """The operation that would have to make a saved array again; None if it is at hand."""
+        item = self._saved[name] if self._saved is not None else None
+        if type(item) is not Rebuilt or item.kept() is not None:
+            return None
+        node = self if type(item.edge) is int else item.edge[0]
+        return node if node._rebuilt is None else None
+
     def saved_arrays(self) -> dict[str, Any]:
         """The arrays held for backward, by name; empty once the graph is freed."""
         items = {k: v for k, v in (self._saved or {}).items() if type(v) is not Rebuilt}
@@ -387,7 +406,7 @@ def _kept(array: Any, buffer: Buffer, edge: Any, maker: Function | None) -> Save
     """What to keep of an input or output: the array, unless it is large and can be made again."""
     if array.nbytes >= LARGE and maker is not None and maker.can_rebuild() and not buffer.exposed:
         return Rebuilt(buffer, edge)
-    return Saved(array, buffer, edge)
+    return Saved(made(array), buffer, edge)
 
 
 def _tell_apart(arrays: list[Any], tensors: tuple[Tensor, ...]) -> None:
@@ -446,4 +465,5 @@ def functions() -> dict[str, type[Function]]:
 
 # Tensor needs Function for its operators and Function makes Tensors: the package imports the
 # tape first, so Function is complete when the tensor module asks for it here.
-from minires.autograd.tensor import Tensor  # noqa: E402
+from minires.autograd.tensor import Tensor  # isort: skip  # noqa: E402
+from minires.autograd.pending import Deferred, Pending, array_or_pending, made  # noqa: E402

@@ -81,8 +81,9 @@ class Tensor(Placed):
     @property
     def data(self) -> Any:
         """The array itself, not a copy. Assigning replaces it (and must keep the shape)."""
+        array = self._data
         self._buffer.expose()
-        return self._data
+        return array
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -113,6 +114,7 @@ class Tensor(Placed):
         """Overwrite the values with `source`'s (broadcast and cast); returns self."""
         self.refuse_in_place("copy_")
         array = source._data if isinstance(source, Tensor) else convert.plain_source(source)
+        self._buffer.settle()
         with active(self._data):
             self._data[...] = to_device(array, self.device)
         self._buffer.version += 1
@@ -124,6 +126,7 @@ class Tensor(Placed):
         value = value._data if isinstance(value, Tensor) else value
         if type(data) is not np.ndarray and isinstance(value, np.ndarray | list | tuple):
             value = to_device(np.asarray(value), self.device)
+        self._buffer.settle()
         with active(data):
             data[convert.plain_index(index, data)] = value
         self._buffer.version += 1

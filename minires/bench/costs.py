@@ -137,6 +137,11 @@ def _batch_norm_add_relu_train(x: Any, r: Any, gamma: Any, beta: Any, eps: float
     return _batch_norm_forward(x, gamma, beta, flops=8, statistics=3) + Cost(0, _bytes(r))
 
 
+@cost_of("batch_norm_statistics")
+def _batch_norm_statistics(x: Any, eps: float) -> Cost:
+    return Cost(4 * x.size, _bytes(x) + 3 * x.shape[1] * x.dtype.itemsize)
+
+
 @cost_of("batch_norm_eval")
 def _batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float) -> Cost:
     return _batch_norm_forward(x, gamma, beta, mean, var, flops=2, statistics=0)

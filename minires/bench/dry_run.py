@@ -15,6 +15,7 @@ import numpy as np
 from minires.autograd import Tensor, no_grad
 from minires.functional import cross_entropy
 from minires.kernels import Kernel, Operation, PoolGeometry, registry
+from minires.kernels.fusing import MOMENTS
 from minires.kernels.layout import to_nchw
 from minires.nn import Module
 from minires.optim import SGD
@@ -61,7 +62,8 @@ def training_calls(model: Module, x_shape: tuple[int, ...], *, every: bool = Fal
     found: dict[tuple[Any, ...], Call] = {}
 
     def observe(operation: Operation, kernel: Kernel, args: tuple[Any, ...]) -> Any:
-        compiled = kernel.function.__module__.startswith("minires.kernels.cpu")
+        function = getattr(kernel.function, "func", kernel.function)  # of what is fused, the kernel
+        compiled = function.__module__.startswith("minires.kernels.cpu")
         if not (compiled or every):
             return kernel.function(*args)  # nothing to compile, and little to do
         kept = tuple(
@@ -70,7 +72,9 @@ def training_calls(model: Module, x_shape: tuple[int, ...], *, every: bool = Fal
         call = Call(operation.name, kernel, kept)
         found.setdefault((operation.name, kernel.name, kept), call)
         results = RESULTS.get(operation.name) if compiled else None
-        return (results or kernel.function)(*args)
+        made = (results or kernel.function)(*args)
+        moments = getattr(kernel.function, "keywords", {}).get(MOMENTS, False)
+        return (made, *_channels(made, 2)) if moments and results else made
 
     x, labels = Tensor(_zeros(x_shape, "float32")), np.zeros(x_shape[0], np.int64)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -125,6 +129,7 @@ RESULTS: dict[str, Callable[..., Any]] = {
     "batch_norm_grad": _grad,
     "batch_norm_relu_grad": _grad,
     "batch_norm_add_relu_grad": _join_grad,
+    "batch_norm_statistics": lambda x, eps: tuple(_channels(x, 3)),
     "batch_norm_eval": _like,
     "normalise": _like,
     "relu": _like,

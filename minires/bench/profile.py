@@ -266,8 +266,8 @@ class profile:  # noqa: N801 - reads as a verb: with mr.profile() as ...
         finally:
             self._close(span)
             if tensors and isinstance(tensors[0], Tensor):
-                span.dtype = str(tensors[0]._data.dtype)
-            span.shapes = _shapes(t._data for t in tensors if isinstance(t, Tensor))
+                span.dtype = str(tensors[0].dtype)  # of the tensor: its array may be pending
+            span.shapes = _shapes(t for t in tensors if isinstance(t, Tensor))
             if function.edges is not None:
                 self._watch.nodes[function] = span
 

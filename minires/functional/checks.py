@@ -10,7 +10,7 @@ from minires.kernels.geometry import shape_text
 def floating(operation: str, **tensors: Tensor) -> None:
     """Raise TypeError unless the tensors are of a floating-point dtype."""
     for name, tensor in tensors.items():
-        dtype = tensor._data.dtype
+        dtype = tensor.dtype
         if dtype.kind != "f" and not is_floating(dtype):
             raise TypeError(
                 f"{operation}: {name} must be floating point, got {tensor.dtype}; "
@@ -23,8 +23,8 @@ def same_dtype(operation: str, **tensors: Tensor) -> None:
     first, dtype = "", None
     for name, tensor in tensors.items():
         if dtype is None:
-            first, dtype = name, tensor._data.dtype
-        elif tensor._data.dtype != dtype:
+            first, dtype = name, tensor.dtype
+        elif tensor.dtype != dtype:
             raise TypeError(
                 f"{operation}: {first} is {dtype} and {name} is {tensor.dtype}; "
                 "convert one of them with .float() or .double()"
@@ -34,7 +34,7 @@ def same_dtype(operation: str, **tensors: Tensor) -> None:
 def channels(operation: str, x: Tensor, **per_channel: Tensor | None) -> None:
     """Raise ValueError unless the tensors hold one value per channel of x (N, C, ...) and live
     on its device."""
-    C, kind = x._data.shape[1], type(x._data)
+    C = x.shape[1]
     expected = (C,)
     for name, tensor in per_channel.items():
         if tensor is None:
@@ -44,7 +44,7 @@ def channels(operation: str, x: Tensor, **per_channel: Tensor | None) -> None:
                 f"{operation}: {name} must have shape ({C},) for the {C} channels of x "
                 f"{shape_text(x.shape)}, got {tensor.shape}"
             )
-        if type(tensor._data) is not kind and tensor.device != x.device:
+        if tensor.device != x.device:
             raise ValueError(
                 f"{operation}: x lives on {x.device} and {name} on {tensor.device}; bring them "
                 "together with .to(device) of the tensor or of the whole model"

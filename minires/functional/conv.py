@@ -12,24 +12,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, pad_axes
+import numpy as np
+
+from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, made, pad_axes
 from minires.functional.checks import floating, same_dtype
+from minires.functional.deferred import PendingConvolution, can_load, convolve
+from minires.functional.norm_training import BatchNormReLUTrain
 from minires.kernels import operations as ops
+from minires.kernels.fusing import BEFORE
 from minires.kernels.geometry import ConvGeometry, conv_geometry, pair, same_padding
 
 NAMED_PADDING = ("valid", "same")
 
 
 class Conv2d(Function):
+    """sums: whether the kernel shall sum the `moments` of the result, if it can.
+
+    put_off: whether to leave the work to what is asked of the result first.
+    """
+
     adds = True
     returns_new = True
+    takes_pending = True
 
-    def __init__(self, g: ConvGeometry) -> None:
-        self.g = g
+    def __init__(self, g: ConvGeometry, sums: bool = False, put_off: bool = False) -> None:
+        self.g, self.sums, self.put_off = g, sums, put_off
+        self.moments: tuple[Any, Any] | None = None
 
     def forward(self, x: Any, weight: Any) -> Any:
+        weight = made(weight)
+        if not can_load(ops.conv2d, x, weight, self.g):
+            x = made(x)
         self.save(x=x, weight=weight)
-        return ops.conv2d(x, weight, self.g)
+        if self.put_off and type(weight) is np.ndarray:
+            return PendingConvolution(x, weight, self.g)
+        y, self.moments = convolve(x, weight, self.g, moments=self.sums)
+        return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...]:
         g, gx, gweight = self.g, None, None
@@ -41,8 +59,17 @@ class Conv2d(Function):
         if self.needs[0]:
             gx = Tensor._wrap(self._grad_input(gy._data))
         if self.needs[1]:
-            gweight = Tensor._wrap(ops.conv2d_grad_weight(self.recall_array("x"), gy._data, g))
+            gweight = Tensor._wrap(self._grad_weight(gy._data))
         return gx, gweight
+
+    def _grad_weight(self, gy: Any) -> Any:
+        """The gradient by the weight, from what x is made from, if x is gone and it can be."""
+        maker = self.maker_of("x")
+        if isinstance(maker, BatchNormReLUTrain):
+            x, before = maker.before()
+            if ops.conv2d_grad_weight.fusing(BEFORE, x, gy, self.g):
+                return ops.conv2d_grad_weight.fused(x, gy, self.g, before=before)
+        return ops.conv2d_grad_weight(self.recall_array("x"), gy, self.g)
 
     def _grad_input(self, gy: Any) -> Any:
         """The gradient by x, added to the one that waits for it at a join, if it can be."""
@@ -103,8 +130,23 @@ def conv2d(
 
     Raises ValueError for shapes that do not fit and TypeError for dtypes.
     """
+    return convolution(x, weight, bias, stride, padding, dilation, groups)
+
+
+def convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    sums: bool = False,
+    put_off: bool = False,
+) -> Tensor:
+    """`conv2d` for layers that know what comes next; sums, put_off: see `Conv2d`."""
     x, weight = as_tensor(x), as_tensor(weight)
-    dtype = x._data.dtype
+    dtype = x.dtype
     if dtype.kind != "f" or weight._data.dtype is not dtype:  # not the usual case
         floating("conv2d", x=x)
         same_dtype("conv2d", x=x, weight=weight)
@@ -114,7 +156,10 @@ def conv2d(
     else:
         pads = padding
     g = conv_geometry(x.shape, weight.shape, stride, pads, dilation, groups)
-    y: Tensor = Conv2d(g)(x, weight)
+    function = Conv2d(g, sums, put_off)
+    y: Tensor = function(x, weight)
+    if function.moments is not None:
+        y._buffer.moments = function.moments
     if bias is None:
         return y
     bias = as_tensor(bias)

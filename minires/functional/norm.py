@@ -7,204 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from minires.autograd import (
-    Function,
-    Tensor,
-    as_tensor,
-    enable_grad,
-    grad,
-    is_grad_enabled,
-    no_grad,
-)
+from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, made
 from minires.functional.activation import ReLUGrad, add_relu, relu
 from minires.functional.checks import channels, floating, same_dtype
+from minires.functional.deferred import PendingConvolution
+from minires.functional.norm_training import (
+    BatchNormAddReLUTrain,
+    BatchNormReLUTrain,
+    BatchNormTrain,
+    BatchStatistics,
+    over_rows,
+    per_channel,
+)
 from minires.kernels import operations as ops
 from minires.kernels.arrays import active, on_host
+from minires.kernels.fusing import MOMENTS
 from minires.kernels.geometry import shape_text
-
-
-def _columns(v: Tensor, ndim: int) -> Tensor:
-    """(C,) -> (1, C, 1, 1) or (1, C): to broadcast over a batch."""
-    return v.reshape((1, -1) + (1,) * (ndim - 2))
-
-
-def _over_rows(x: Tensor, keepdims: bool = False) -> Tensor:
-    """Sum over everything but the channels."""
-    return x.sum(axis=(0, *range(2, x.ndim)), keepdims=keepdims)
-
-
-class BatchNormTrain(Function):
-    """Normalise by the batch's own statistics. `mean` and `var` (biased) are left as attributes."""
-
-    returns_new = True
-
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
-
-    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
-        y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
-        kept = {} if gamma is None else {"gamma": gamma}
-        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
-        return y
-
-    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
-        saved = self.saved
-        affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
-        gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x, *affine)
-        return gradients if affine else gradients[:1]
-
-
-class BatchNormReLUTrain(Function):
-    """`BatchNormTrain` with a ReLU behind it, in one pass over memory each way.
-
-    The convolution behind it need not keep its input: one more pass over x makes it again.
-    """
-
-    returns_new = True
-
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
-
-    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
-        y, self.mean, self.var, inv_std = ops.batch_norm_relu_train(x, gamma, beta, self.eps)
-        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
-        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
-        return y
-
-    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
-        if is_grad_enabled():
-            return self._backward_in_operations(gy)
-        recall, affine = self.recall_array, self.keeps("gamma")
-        gamma, beta = (recall("gamma"), recall("beta")) if affine else (None, None)
-        gradients = _wrapped(ops.batch_norm_relu_grad(
-            gy._data, recall("x"), gamma, beta, recall("mean"), recall("inv_std")
-        ))  # fmt: skip
-        return gradients if affine else gradients[:1]
-
-    def _backward_in_operations(self, gy: Tensor) -> tuple[Tensor, ...]:
-        """To be differentiated again: one operation after the other."""
-        saved = self.saved
-        affine = (saved.gamma, saved.beta) if hasattr(saved, "gamma") else ()
-        with no_grad():
-            y = (saved.x - _columns(saved.mean, gy.ndim)) * _columns(saved.inv_std, gy.ndim)
-            if affine:
-                y = y * _columns(saved.gamma, gy.ndim) + _columns(saved.beta, gy.ndim)
-        gz = ReLUGrad()(gy, y)
-        gradients: tuple[Tensor, ...] = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(
-            gz, saved.x, *affine[:1]
-        )
-        return gradients if affine else gradients[:1]
-
-    def can_rebuild(self) -> bool:
-        return True
-
-    def rebuild(self) -> Any:
-        return _normalised_again(self, None)
-
-
-class BatchNormAddReLUTrain(Function):
-    """relu(batch norm of x + r): the end of a residual block, in one pass over memory.
-
-    Where the block before keeps its own output, which is r, this one's is made again from it: of
-    blocks in a row, every other one keeps its output.
-    """
-
-    returns_new = True
-
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
-
-    def can_rebuild(self) -> bool:
-        before = self._block_before()
-        return before is not None and before.keeps_output()
-
-    def rebuild(self) -> Any:
-        before = self._block_before()
-        return _normalised_again(self, None if before is None else before.recall_array("y"))
-
-    def _block_before(self) -> BatchNormAddReLUTrain | None:
-        """The operation that made r, if it is the end of a block too."""
-        edge = self.edges[1] if self.edges else None
-        maker = edge[0] if isinstance(edge, tuple) else None
-        return maker if isinstance(maker, BatchNormAddReLUTrain) else None
-
-    def forward(self, x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
-        y, self.mean, self.var, inv_std = ops.batch_norm_add_relu_train(
-            x, r, gamma, beta, self.eps
-        )
-        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
-        self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
-        return y
-
-    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
-        recall, affine = self.recall_array, self.keeps("gamma")
-        if is_grad_enabled():
-            saved = self.saved
-            scaled = (saved.gamma,) if affine else ()
-            gr = ReLUGrad()(gy, saved.y)
-            gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *scaled)
-        else:
-            gamma = recall("gamma") if affine else None
-            gx, gr, *rest = _wrapped(ops.batch_norm_add_relu_grad(
-                gy._data, recall("x"), recall("y"), gamma, recall("mean"), recall("inv_std")
-            ))  # fmt: skip
-        return (gx, gr, *rest) if affine else (gx, gr)
-
-
-def _normalised_again(node: Function, r: Any) -> Any:
-    """relu(batch norm of x + r) from what the node has saved, as its forward computed it."""
-    recall, affine = node.recall_array, node.keeps("gamma")
-    inv_std = recall("inv_std")
-    scale = recall("gamma") * inv_std if affine else inv_std
-    shift = recall("beta") if affine else None
-    return ops.normalise(recall("x"), recall("mean"), scale, shift, r, True)
-
-
-class BatchNormGrad(Function):
-    """The gradients of training-mode batch norm as an operation of (gy, x, gamma)."""
-
-    def __init__(self, eps: float, mean: Tensor, inv_std: Tensor) -> None:
-        self.eps, self.mean, self.inv_std = eps, mean, inv_std
-
-    def forward(self, gy: Any, x: Any, gamma: Any = None) -> Any:
-        kept = {"gamma": gamma} if gamma is not None else {}
-        self.save(gy=gy, x=x, **kept)
-        return ops.batch_norm_grad(gy, x, gamma, self.mean._data, self.inv_std._data)
-
-    def backward(self, vx: Tensor, vgamma: Tensor, vbeta: Tensor) -> tuple[Tensor | None, ...]:
-        """Differentiate  <vx, gx> + <vgamma, ggamma> + <vbeta, gbeta>  once more.
-
-        The gradients are written out in differentiable operations, with the statistics computed
-        from x again, and that expression is differentiated. It runs only for gradients of
-        gradients, so it is written to be read, not to be fast.
-        """
-        saved, create_graph = self.saved, is_grad_enabled()
-        inputs = [saved.gy, saved.x, *([saved.gamma] if hasattr(saved, "gamma") else [])]
-        with enable_grad():
-            # Stand-ins: what reaches the inputs through vx, vgamma and vbeta is not ours to count.
-            if create_graph:
-                inputs = [t.reshape(t.shape) for t in inputs]
-            else:
-                inputs = [t.detach().requires_grad_() for t in inputs]
-            wanted = [t for t in inputs if t.requires_grad]
-            gx, ggamma, gbeta = _gradients(*inputs, eps=self.eps)
-            paired = (vx * gx).sum() + (vgamma * ggamma).sum() + (vbeta * gbeta).sum()
-            found = iter(grad(paired, wanted, create_graph=create_graph, allow_unused=True))
-        return tuple(next(found) if t.requires_grad else None for t in inputs)
-
-
-def _gradients(
-    gy: Tensor, x: Tensor, gamma: Tensor | None = None, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The formulas of kernels/reference/norm.py in differentiable operations."""
-    m = x.size // x.shape[1]
-    centred = x - _over_rows(x, keepdims=True) * (1.0 / m)
-    inv_std = (_over_rows(centred * centred, keepdims=True) * (1.0 / m) + eps) ** -0.5
-    xhat = centred * inv_std
-    gbeta, ggamma = _over_rows(gy), _over_rows(gy * xhat)
-    gx = inv_std * (gy - _columns(gbeta, x.ndim) * (1.0 / m)
-                    - xhat * _columns(ggamma, x.ndim) * (1.0 / m))  # fmt: skip
-    return gx if gamma is None else gx * _columns(gamma, x.ndim), ggamma, gbeta
 
 
 class BatchNormEval(Function):
@@ -222,14 +40,14 @@ class BatchNormEval(Function):
 
     def backward(self, gy: Tensor) -> tuple[Tensor | None, ...] | Tensor:
         saved, ndim = self.saved, gy.ndim
-        inv_std = _columns(saved.inv_std, ndim)
+        inv_std = per_channel(saved.inv_std, ndim)
         if not hasattr(saved, "gamma"):
             return gy * inv_std
-        gx = gy * (inv_std * _columns(saved.gamma, ndim)) if self.needs[0] else None
+        gx = gy * (inv_std * per_channel(saved.gamma, ndim)) if self.needs[0] else None
         if not self.needs[1]:
-            return gx, None, _over_rows(gy) if self.needs[2] else None
-        xhat = (saved.x - _columns(saved.mean, ndim)) * inv_std
-        return gx, _over_rows(gy * xhat), _over_rows(gy)
+            return gx, None, over_rows(gy) if self.needs[2] else None
+        xhat = (saved.x - per_channel(saved.mean, ndim)) * inv_std
+        return gx, over_rows(gy * xhat), over_rows(gy)
 
 
 class Normalise(Function):
@@ -238,20 +56,22 @@ class Normalise(Function):
     def __init__(self, mean: Any, scale: Any, shift: Any, rectify: bool) -> None:
         self.mean, self.scale, self.shift, self.rectify = mean, scale, shift, rectify
 
+    takes_pending = True  # a folded convolution, which does this on the way
+
     def forward(self, x: Any, r: Any = None) -> Any:
-        y = ops.normalise(x, self.mean, self.scale, self.shift, r, self.rectify)
+        r, y = made(r), None
+        if isinstance(x, PendingConvolution) and self.mean is None and self.scale is None:
+            y = x.finished(self.shift, r, self.rectify)
+        if y is None:
+            y = ops.normalise(made(x), self.mean, self.scale, self.shift, r, self.rectify)
         if self.rectify:
             self.save(y=y)
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
         g = ReLUGrad()(gy, self.saved.y) if self.rectify else gy
-        gx = g if self.scale is None else g * _columns(Tensor._wrap(self.scale), g.ndim)
+        gx = g if self.scale is None else g * per_channel(Tensor._wrap(self.scale), g.ndim)
         return (gx, g)[: len(self.needs)]
-
-
-def _wrapped(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    return tuple(map(Tensor._wrap, arrays))
 
 
 def batch_norm(
@@ -389,13 +209,11 @@ def _batch_norm(
                 f"batch_norm: training needs more than one value per channel, x has "
                 f"{shape_text(x.shape)}; use a larger batch or eval()"
             )
-        function: Any
+        kind: type[Any] = BatchNormReLUTrain if fuse_relu else BatchNormTrain
         if shortcut is not None:
-            function = BatchNormAddReLUTrain(eps)
-            y: Tensor = function(x, shortcut, *affine)
-        else:
-            function = BatchNormReLUTrain(eps) if fuse_relu else BatchNormTrain(eps)
-            y = function(x, *affine)
+            kind = BatchNormAddReLUTrain
+        function = kind(eps, _moments(x, kind))
+        y: Tensor = function(x, *_given(shortcut), *affine)
         if training and running_mean is not None and running_var is not None:
             _move(running_mean, running_var, function, momentum, m / (m - 1))
         return y
@@ -432,10 +250,18 @@ def bias_relu(
     if bias is None or not (is_grad_enabled() and bias.requires_grad):
         shift = None if bias is None else bias._data.copy()
         return Normalise(None, None, shift, rectify)(x, *_given(shortcut))
-    x = x + _columns(bias, x.ndim)
+    x = x + per_channel(bias, x.ndim)
     if shortcut is not None:
         return add_relu(x, shortcut) if rectify else x + shortcut
     return relu(x) if rectify else x
+
+
+def _moments(x: Tensor, kind: type[BatchStatistics]) -> tuple[Any, Any] | None:
+    """Mean and variance of x, if its maker has summed them and our own kernels may use them."""
+    buffer = x._buffer
+    if buffer.moments is None or not kind.operation.fusing(MOMENTS, buffer.array):
+        return None
+    return buffer.moments if buffer.unchanged() else None
 
 
 def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -8,6 +8,9 @@ can do so is registered with a function `fused` and the parts that it takes (`re
     conv2d              fused(x, weight, g, before, after, moments) -> y, or (y, mean, var)
     conv2d_grad_weight  fused(x, gy, g, before) -> dW
 
+Batch norm's kernels are registered with `moments` if they may be given: what is left then is what
+`normalise` does, and a ReLU's result may be put off.
+
 The result has the bits that the kernel gives between passes of `normalise`; only the statistics are
 summed in another order.
 """

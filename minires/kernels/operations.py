@@ -18,6 +18,10 @@ batch_norm_train = define(
     "batch_norm_train",
     "batch_norm_train(x, gamma or None, beta or None, eps) -> (y, mean, var, inv_std)",
 )
+# Its statistics alone: what is left to do with them is what `normalise` does.
+batch_norm_statistics = define(
+    "batch_norm_statistics", "batch_norm_statistics(x, eps) -> (mean, var, inv_std)"
+)
 batch_norm_eval = define(
     "batch_norm_eval", "batch_norm_eval(x, gamma or None, beta or None, mean, var, eps) -> y"
 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ class Kernel:
         Fourier's are not, and are never chosen under use(algorithm="exact").
     workspace: bytes of a call besides arguments and results; None if nobody said.
     into: the same with an array in front that the result is added to; None if it cannot.
+    fused: the same with parts of other operations done on the way (`fusing.py`).
+    fuses: the parts that `fused` can do, each with the geometries for which it can; None for all.
     """
 
     operation: str
@@ -59,11 +61,18 @@ class Kernel:
     exact: bool = True
     workspace: Workspace | None = None
     into: Callable[..., Any] | None = None
+    fused: Callable[..., Any] | None = None
+    fuses: Mapping[str, Condition | None] = field(default_factory=dict, compare=False)
 
     def supports(self, geometry: Any, dtype: str) -> bool:
         """Whether it can compute this."""
         fits = self.only is None or bool(self.only(geometry))
         return fits and (not self.dtypes or dtype in self.dtypes)
+
+    def can_fuse(self, part: str, geometry: Any) -> bool:
+        """Whether `fused` can do this part of another operation on the way."""
+        only = self.fuses.get(part, never)
+        return only is None or bool(only(geometry))
 
     @property
     def summary(self) -> str:
@@ -130,6 +139,23 @@ class Operation:
         if observer is not None:
             return observer(self, replace(kernel, function=partial(kernel.into, total)), args)
         return kernel.into(total, *args)
+
+    def fusing(self, part: str, *args: Any) -> bool:
+        """Whether the kernel of a call with these arguments can do `part` on the way."""
+        kernel = self._kernel_for(args)
+        return part in kernel.fuses and kernel.can_fuse(part, args[-1])
+
+    def fused(self, *args: Any, **parts: Any) -> Any:
+        """The call with parts of other operations done on the way, as `fusing.py` says.
+
+        Raises ValueError if its kernel does nothing on the way; `fusing` tells.
+        """
+        kernel = self._kernel_for(args)
+        if kernel.fused is None:
+            raise ValueError(f"{self.name}: the kernel {kernel.name!r} does nothing on the way")
+        if observer is not None:
+            return observer(self, replace(kernel, function=partial(kernel.fused, **parts)), args)
+        return kernel.fused(*args, **parts)
 
     def _kernel_for(self, args: tuple[Any, ...]) -> Kernel:
         first, last = args[0], args[-1]
@@ -250,6 +276,8 @@ def register(
     exact: bool = True,
     workspace: Workspace | None = None,
     into: Callable[..., Any] | None = None,
+    fused: Callable[..., Any] | None = None,
+    fuses: Mapping[str, Condition | None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function of arrays a kernel of an operation; a name used again is replaced.
 
@@ -265,6 +293,8 @@ def register(
     exact: False for an algorithm that is not the plain sum of products (Winograd, Fourier).
     workspace: (geometry, dtype) -> bytes that a call takes besides its arguments and results.
     into: a function of (total, *arguments) that adds the result to `total`, in its memory.
+    fused, fuses: a function that does parts of other operations on the way, and for which
+        geometries it does each part; see `minires/kernels/fusing.py`.
 
     Raises ValueError for an unknown operation, backend or dtype and a name that is none, and
     TypeError if what is registered cannot be called.
@@ -285,7 +315,7 @@ def register(
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
             raise TypeError(f"register: a kernel is a function, got {type(function).__name__}")
-        options = only, worth, tuple(dtypes), exact, workspace, into
+        options = only, worth, tuple(dtypes), exact, workspace, into, fused, dict(fuses or {})
         target.add(Kernel(operation_name, backend, name, function, *options))
         return function
 

@@ -18,18 +18,20 @@ import numpy as np
 
 from minires import functional as F
 from minires.autograd import Parameter, Tensor, enable_grad
+from minires.functional.conv import convolution
 from minires.nn import init
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module
 
 
 class FoldedConv2d(Conv2d):
-    """A convolution whose bias is added by the `FoldedNorm` behind it."""
+    """A convolution whose bias is added by the `FoldedNorm` behind it, on the way if it can be."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            x, self.weight, None, self.stride, self.padding, self.dilation, self.groups
-        )
+        return convolution(
+            x, self.weight, None, self.stride, self.padding, self.dilation, self.groups,
+            put_off=True,
+        )  # fmt: skip
 
 
 class FoldedNorm(Module):

@@ -80,6 +80,7 @@ def kaiming_normal_(
 
 def _fill(tensor: Tensor, values: np.ndarray) -> None:
     data = tensor._data
+    tensor._buffer.settle()
     with active(data):
         data[...] = to_device(np.asarray(values, data.dtype), tensor.device)
     tensor._buffer.version += 1

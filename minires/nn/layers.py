@@ -10,7 +10,7 @@ import numpy as np
 
 from minires import functional as F
 from minires.autograd import Parameter, Tensor
-from minires.functional.conv import NAMED_PADDING
+from minires.functional.conv import NAMED_PADDING, convolution
 from minires.kernels.geometry import pair
 from minires.nn import init
 from minires.nn.module import Module
@@ -31,7 +31,13 @@ def _zeros(*shape: int) -> Parameter:
 
 
 class Conv2d(Module):
-    """2-D convolution; weight (out, in/groups, KH, KW), He-initialised (fan_out), bias zero."""
+    """2-D convolution; weight (out, in/groups, KH, KW), He-initialised (fan_out), bias zero.
+
+    feeds_norm: set by who puts a batch norm behind it: in training, the statistics that it needs
+        are summed on the way.
+    """
+
+    feeds_norm = False
 
     def __init__(
         self,
@@ -76,9 +82,10 @@ class Conv2d(Module):
         init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return convolution(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            sums=self.feeds_norm and self.training,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"

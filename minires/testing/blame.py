@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minires.autograd import Function, Tensor, enable_grad
-from minires.functional.norm import BatchNormGrad
+from minires.functional.norm_training import BatchNormGrad
 from minires.testing.diagnosis import Suspect, diagnose
 from minires.testing.numeric import Differences, draw_direction, draw_upstream, inner
 from minires.testing.observe import Call, watch_calls

@@ -308,6 +308,14 @@ def batch_norm_train_inputs(rng: Rng) -> Iterator[Arguments]:
         yield Arguments(f"{text}, mean 64 deviations", (x + 64.0, gamma, beta, 1e-5))
 
 
+@inputs_for("batch_norm_statistics")
+def batch_norm_statistics_inputs(rng: Rng) -> Iterator[Arguments]:
+    for case in batch_norm_train_inputs(rng):
+        x, gamma, _, eps = case.values
+        if gamma is not None:
+            yield Arguments(case.text, (x, eps))
+
+
 @inputs_for("batch_norm_eval")
 def batch_norm_eval_inputs(rng: Rng) -> Iterator[Arguments]:
     for shape in BATCHES:

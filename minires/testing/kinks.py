@@ -19,7 +19,8 @@ from minires.autograd import Function
 from minires.autograd.elementwise import Abs, Clip, Maximum
 from minires.autograd.reductions import Extreme
 from minires.functional.activation import AddReLU, ReLU, ReLUGrad
-from minires.functional.norm import BatchNormAddReLUTrain, BatchNormReLUTrain, Normalise
+from minires.functional.norm import Normalise
+from minires.functional.norm_training import BatchNormAddReLUTrain, BatchNormReLUTrain
 from minires.functional.pool import MaxPool2d
 from minires.kernels import operations as ops
 from minires.testing.compare import element

@@ -113,7 +113,7 @@ def test_gradcheck_of_a_network(capsys):
 
 def test_a_wrong_gradient_ends_with_status_1(capsys, monkeypatch):
     from minires.functional.activation import ReLU
-    from minires.functional.norm import BatchNormReLUTrain
+    from minires.functional.norm_training import BatchNormReLUTrain
 
     right = ReLU.backward
     monkeypatch.setattr(ReLU, "backward", lambda self, gy: 2.0 * right(self, gy))

@@ -13,7 +13,7 @@ norm = pytest.importorskip("minires.kernels.cpu.norm", reason="needs Numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_they_are_those_of_the_training_pass(dtype: Any, rng: np.random.Generator) -> None:
     x = (3 * rng.standard_normal((2, 5, 7, 32)) + 100).astype(dtype).transpose(0, 3, 1, 2)
-    found = norm.statistics(x, 1e-3)
+    found = norm.batch_norm_statistics(x, 1e-3)
     wide = x.astype(np.float64)
     mean, var = wide.mean(axis=(0, 2, 3)), wide.var(axis=(0, 2, 3))
     expected = mean, var, (var + 1e-3) ** -0.5
@@ -23,13 +23,3 @@ def test_they_are_those_of_the_training_pass(dtype: Any, rng: np.random.Generato
         assert value.dtype == dtype
         np.testing.assert_array_equal(value, trained)
         np.testing.assert_allclose(value, true, rtol=1e-5 if dtype is np.float32 else 1e-11)
-
-
-def test_moments_that_are_given() -> None:
-    """inv_std comes of the unrounded variance, and a variance that rounding made negative is 0."""
-    var = np.array([1 + 2.0**-30, -1e-12])
-    mean, rounded, inv_std = norm.statistics_from(np.array([0.1, 2.0]), var, np.float32, 1e-5)
-    assert mean.dtype == rounded.dtype == inv_std.dtype == np.float32
-    np.testing.assert_array_equal(mean, np.array([0.1, 2.0], np.float32))
-    np.testing.assert_array_equal(rounded, np.array([1, 0], np.float32))
-    np.testing.assert_allclose(inv_std, [1 / np.sqrt(1 + 1e-5), 1e-5**-0.5], rtol=1e-7)

@@ -17,7 +17,7 @@ import minires as mr
 from minires import functional as F
 from minires import nn
 from minires.functional.activation import AddReLU, ReLUGrad
-from minires.functional.norm import BatchNormTrain
+from minires.functional.norm_training import BatchNormTrain
 from minires.kernels.reference import conv as reference_conv
 from minires.kernels.reference import norm as reference_norm
 from minires.testing import gradcheck, gradgradcheck

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minires.kernels import reference  # registered first: the last that fits is preferred
+from minires.kernels.fusing import BEFORE, MOMENTS
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 from minires.kernels.registry import Condition, register
 from minires.kernels.threads import use_own_threads
@@ -26,10 +27,10 @@ DTYPES = ("float32", "float64")
 def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     """A kernel that imports its module at its first call."""
 
-    def kernel(*args: Any) -> Any:
+    def kernel(*args: Any, **parts: Any) -> Any:
         use_own_threads()
         loaded = importlib.import_module(f"minires.kernels.cpu.{module}")
-        return getattr(loaded, function)(*args)
+        return getattr(loaded, function)(*args, **parts)
 
     kernel.__doc__ = summary
     return kernel
@@ -110,12 +111,16 @@ def _add(
     worth: Condition,
     summary: str,
     adds: bool = False,
+    fuses: Mapping[str, Condition | None] | None = None,
 ) -> None:
     exact = not name.startswith("winograd")
     into = _late(module, f"add_{operation}", summary) if adds else None
+    of_conv = fuses is not None and operation.startswith("conv2d")
+    fused = _late(module, f"{operation}_fused", summary) if of_conv else None
     add = register(
-        operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact, into=into
-    )
+        operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact, into=into,
+        fused=fused, fuses=fuses,
+    )  # fmt: skip
     add(_late(module, operation, summary))
 
 
@@ -123,18 +128,25 @@ for _pass in ("conv2d", "conv2d_grad_input"):
     _summary, _adds = "im2col a few pixels at a time, in cache.", _pass == "conv2d_grad_input"
     _add(_pass, "columns", "columns", _columns, _large, _summary, _adds)
 _pass = "conv2d_grad_weight"
-_add(_pass, "outer", "outer", _columns, _large, "Outer products, in ranges that stay in cache.")
+_add(
+    _pass, "outer", "outer", _columns, _large, "Outer products, in ranges that stay in cache.",
+    fuses={BEFORE: None},
+)  # fmt: skip
 _add("conv2d", "direct", "direct", _direct, _short_rows, "Window rows read where they lie.")
 _add(_pass, "direct", "direct", _direct, _very_short_rows, "Window rows read where they lie.")
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     _adds = _pass == "conv2d_grad_input"
-    _add(_pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds)
+    _add(
+        _pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds,
+        fuses=None if _adds else {BEFORE: None},
+    )  # fmt: skip
 for _pass in ("conv2d", "conv2d_grad_weight"):
     _add(_pass, "winograd-stem", "stem", _stem, _large, "Winograd F(4x4, 4x4) of four phases.")
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):
-        _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.")
-for _name in ("batch_norm_eval", "normalise"):
+        _statistics = {MOMENTS: None} if _pass.endswith("train") else None
+        _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.", fuses=_statistics)
+for _name in ("batch_norm_statistics", "batch_norm_eval", "normalise"):
     _add(_name, "simd", "norm", _rows, _many, "One pass over memory.")
 for _name in ("relu", "relu_grad", "add", "add_relu"):
     # bool: of a shape, "not 0-d"

@@ -148,20 +148,15 @@ def _input_gradient(
                 store(gx, at, g - d * load(along, c))
 
 
-def statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
-    """Mean, biased variance and inverse deviation of each channel, as the train passes use them."""
+def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
+    """Mean, biased variance and inverse deviation of each channel, in one read."""
     flat = rows(x)
     R, C = flat.shape
     shift = flat[:16].mean(axis=0)
     total, square = _moments(flat.reshape(-1), R, C, shift, num_threads(), lanes(x.dtype)) / R
-    return statistics_from(shift + total, square - total * total, x.dtype, eps)
-
-
-def statistics_from(mean: Any, var: Any, dtype: Any, eps: float) -> tuple[Any, Any, Any]:
-    """The same of moments in float64: rounded to the dtype of x, the variance not below zero."""
-    var = np.maximum(var, 0.0)
-    inv_std = (1.0 / np.sqrt(var + eps)).astype(dtype)
-    return mean.astype(dtype), var.astype(dtype), inv_std
+    var = np.maximum(square - total * total, 0.0)
+    inv_std = (1.0 / np.sqrt(var + eps)).astype(x.dtype)
+    return (shift + total).astype(x.dtype), var.astype(x.dtype), inv_std
 
 
 def _affine(gamma: Any, beta: Any, inv_std: Any) -> tuple[Any, Any]:
@@ -173,7 +168,7 @@ def _affine(gamma: Any, beta: Any, inv_std: Any) -> tuple[Any, Any]:
 
 def _train(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[Any, Any, Any, Any]:
     flat = rows(x)
-    mean, var, inv_std = statistics(flat, eps)
+    mean, var, inv_std = batch_norm_statistics(flat, eps)
     y = memory.empty_like(flat)
     _normalise(
         flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
@@ -226,12 +221,11 @@ def batch_norm_add_relu_train(
 ) -> tuple[Any, Any, Any, Any]:
     """The same with the shortcut and the ReLU in the second pass."""
     flat = rows(x)
-    mean, var, inv_std = statistics(flat, eps)
+    mean, var, inv_std = batch_norm_statistics(flat, eps)
     y = memory.empty_like(flat)
     _normalise_add(
         flat.reshape(-1), rows(r).reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std),
-        True,
-        y.reshape(-1), num_threads(), lanes(x.dtype),
+        True, y.reshape(-1), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     return from_rows(y, x.shape), mean, var, inv_std
 

@@ -193,6 +193,7 @@ _add("linear", "implicit", "conv", "A 1x1 convolution in registers.")
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     _add(f"{_name}_train", "fused", "norm", "Statistics in one pass, the rest in another.")
     _add(f"{_name}_grad", "fused", "norm", "Sums in one pass, the gradient in another.")
+_add("batch_norm_statistics", "fused", "norm", "One pass.")
 _add("batch_norm_eval", "fused", "norm", "One pass.")
 _add("normalise", "fused", "norm", "One pass.")
 for _name in ("relu", "relu_grad", "add", "add_relu"):

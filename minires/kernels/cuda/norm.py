@@ -92,6 +92,18 @@ class _Rows:
         """Run a kernel that joins the parts of each channel."""
         self.kernel(name)((ceil_div(self.C, 32),), (32, 8), args)
 
+    def statistics(self, eps: float) -> tuple[Any, Any, Any, Any]:
+        """Per channel of what was given first: mean in two numbers' precision, as the kernels of
+        norm.cu take it; mean, biased variance and inverse deviation."""
+        flat, parts = self.given[0], self.parts()
+        centre, mean, var, inv_std = self.vector(), self.vector(), self.vector(), self.vector()
+        self.over_rows("moments", flat, parts)
+        self.per_channel(
+            "finish_moments", flat, parts, np.int32(self.plan.parts), self.m,
+            self.plan.rows_per_part, np.int32(self.C), np.float64(eps), centre, mean, var, inv_std,
+        )  # fmt: skip
+        return centre, mean, var, inv_std
+
     def result(self) -> Any:
         return from_rows(self.y, self.shape)
 
@@ -112,18 +124,17 @@ def normalise_add_relu(
     """Batch norm, + residual, then max(., 0) if `relu`; and mean, variance, inverse deviation."""
     r = _Rows(x) if residual is None else _Rows(x, residual)
     flat, other = r.given[0], r.given[1] if residual is not None else None
-    parts, centre = r.parts(), r.vector()
-    mean, var, inv_std = r.vector(), r.vector(), r.vector()
-    r.over_rows("moments", flat, parts)
-    r.per_channel(
-        "finish_moments", flat, parts, np.int32(r.plan.parts), r.m, r.plan.rows_per_part,
-        np.int32(r.C), np.float64(eps), centre, mean, var, inv_std,
-    )  # fmt: skip
+    centre, mean, var, inv_std = r.statistics(eps)
     r.over_rows(
         "normalise", flat, flat, centre, inv_std, np.float64(-1), r.contiguous(gamma),
         r.contiguous(beta), other, np.int32(relu), r.y,
     )  # fmt: skip
     return r.result(), mean, var, inv_std
+
+
+def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
+    """The batch's mean, biased variance and inverse deviation."""
+    return _Rows(x).statistics(eps)[1:]
 
 
 def batch_norm_eval(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float) -> Any:

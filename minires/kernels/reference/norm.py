@@ -39,21 +39,32 @@ def column_dot(a: Any, b: Any) -> Any:
     return np.sum(parts, axis=0, dtype=np.float64).astype(a.dtype)
 
 
-@register("batch_norm_train", name="numpy")
-def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
-    """Normalise by the batch's own mean and biased variance."""
-    flat = rows(x)
+def _centred(flat: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """x - mean, and mean, biased variance and inverse deviation of each column."""
     mean = column_mean(flat)
     centred = flat - mean
     correction = column_mean(centred)
     centred -= correction
     mean = mean + correction
-    var = column_dot(centred, centred) / x.dtype.type(len(flat))
-    inv_std = 1.0 / np.sqrt(var + x.dtype.type(eps))
+    var = column_dot(centred, centred) / flat.dtype.type(len(flat))
+    return centred, mean, var, 1.0 / np.sqrt(var + flat.dtype.type(eps))
+
+
+@register("batch_norm_train", name="numpy")
+def batch_norm_train(x: Any, gamma: Any, beta: Any, eps: float) -> tuple[Any, Any, Any, Any]:
+    """Normalise by the batch's own mean and biased variance."""
+    centred, mean, var, inv_std = _centred(rows(x), eps)
     centred *= inv_std if gamma is None else gamma * inv_std
     if beta is not None:
         centred += beta
     return from_rows(centred, x.shape), mean, var, inv_std
+
+
+@register("batch_norm_statistics", name="numpy")
+def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
+    """The batch's mean, biased variance and inverse deviation."""
+    _, mean, var, inv_std = _centred(rows(x), eps)
+    return mean, var, inv_std
 
 
 @register("batch_norm_eval", name="numpy")

@@ -1,0 +1,246 @@
+"""Batch normalisation by the batch's own statistics, alone and with what stands behind it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minires.autograd import Function, Tensor, enable_grad, grad, is_grad_enabled, no_grad, tape
+from minires.functional.activation import ReLUGrad
+from minires.functional.deferred import PendingActivation
+from minires.kernels import operations as ops
+from minires.kernels.arrays import xp_of
+from minires.kernels.fusing import MOMENTS, Before
+from minires.kernels.registry import Operation
+
+
+def per_channel(v: Tensor, ndim: int) -> Tensor:
+    """(C,) -> (1, C, 1, 1) or (1, C): to broadcast over a batch."""
+    return v.reshape((1, -1) + (1,) * (ndim - 2))
+
+
+def over_rows(x: Tensor, keepdims: bool = False) -> Tensor:
+    """Sum over everything but the channels."""
+    return x.sum(axis=(0, *range(2, x.ndim)), keepdims=keepdims)
+
+
+class BatchStatistics:
+    """What the three in training mode share. `mean` and `var` (biased) are left as attributes.
+
+    moments: mean and variance in float64, if the convolution that made x has summed them.
+    """
+
+    operation: ClassVar[Operation]
+
+    def __init__(self, eps: float, moments: tuple[Any, Any] | None = None) -> None:
+        self.eps, self.moments = eps, moments
+
+    def statistics(self, x: Any) -> Any:
+        """Sets `mean` and `var`; returns the inverse deviation."""
+        if self.moments is None:
+            self.mean, self.var, inv_std = ops.batch_norm_statistics(x, self.eps)
+            return inv_std
+        mean, var = self.moments[0], np.maximum(self.moments[1], 0.0)
+        self.mean, self.var = mean.astype(x.dtype), var.astype(x.dtype)
+        return (1.0 / np.sqrt(var + self.eps)).astype(x.dtype)
+
+
+class BatchNormTrain(BatchStatistics, Function):
+    """Normalise by the batch's own statistics."""
+
+    operation = ops.batch_norm_train
+    returns_new = True
+
+    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
+        if self.moments is None:
+            y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
+        else:
+            inv_std = self.statistics(x)
+            y = ops.normalise(x, *_before(self.mean, inv_std, gamma, beta), None, False)
+        kept = {} if gamma is None else {"gamma": gamma}
+        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        saved = self.saved
+        affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
+        gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x, *affine)
+        return gradients if affine else gradients[:1]
+
+
+class BatchNormReLUTrain(BatchStatistics, Function):
+    """`BatchNormTrain` with a ReLU behind it, in one pass over memory each way.
+
+    A large result is put off, for the convolution behind it to compute as it loads x. Nor need that
+    keep its input: one more pass over x makes it again.
+    """
+
+    operation = ops.batch_norm_relu_train
+    returns_new = True
+
+    def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
+        y: Any
+        if ops.batch_norm_relu_train.fusing(MOMENTS, x, gamma, beta, self.eps):
+            inv_std = self.statistics(x)
+            before = _before(self.mean, inv_std, gamma, beta)
+            y = PendingActivation(x, before._replace(shift=before.shift.copy()))  # beta moves on
+            if x.nbytes < tape.LARGE:
+                y = y.make()
+        else:
+            y, self.mean, self.var, inv_std = ops.batch_norm_relu_train(x, gamma, beta, self.eps)
+        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
+        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        if is_grad_enabled():
+            return self._backward_in_operations(gy)
+        recall, affine = self.recall_array, self.keeps("gamma")
+        gamma, beta = (recall("gamma"), recall("beta")) if affine else (None, None)
+        gradients = _wrapped(ops.batch_norm_relu_grad(
+            gy._data, recall("x"), gamma, beta, recall("mean"), recall("inv_std")
+        ))  # fmt: skip
+        return gradients if affine else gradients[:1]
+
+    def _backward_in_operations(self, gy: Tensor) -> tuple[Tensor, ...]:
+        """To be differentiated again: one operation after the other."""
+        saved = self.saved
+        affine = (saved.gamma, saved.beta) if hasattr(saved, "gamma") else ()
+        with no_grad():
+            y = (saved.x - per_channel(saved.mean, gy.ndim)) * per_channel(saved.inv_std, gy.ndim)
+            if affine:
+                y = y * per_channel(saved.gamma, gy.ndim) + per_channel(saved.beta, gy.ndim)
+        gz = ReLUGrad()(gy, y)
+        gradients: tuple[Tensor, ...] = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(
+            gz, saved.x, *affine[:1]
+        )
+        return gradients if affine else gradients[:1]
+
+    def can_rebuild(self) -> bool:
+        return True
+
+    def rebuild(self) -> Any:
+        x, before = self.before()
+        return ops.normalise(x, *before, None, True)
+
+    def before(self) -> tuple[Any, Before]:
+        """What the output is made from."""
+        return _saved_before(self)
+
+
+class BatchNormAddReLUTrain(BatchStatistics, Function):
+    """relu(batch norm of x + r): the end of a residual block, in one pass over memory.
+
+    Where the block before keeps its own output, which is r, this one's is made again from it: of
+    blocks in a row, every other one keeps its output.
+    """
+
+    operation = ops.batch_norm_add_relu_train
+    returns_new = True
+
+    def can_rebuild(self) -> bool:
+        before = self._block_before()
+        return before is not None and before.keeps_output()
+
+    def rebuild(self) -> Any:
+        before = self._block_before()
+        r = None if before is None else before.recall_array("y")
+        x, parts = _saved_before(self)
+        return ops.normalise(x, *parts, r, True)
+
+    def _block_before(self) -> BatchNormAddReLUTrain | None:
+        """The operation that made r, if it is the end of a block too."""
+        edge = self.edges[1] if self.edges else None
+        maker = edge[0] if isinstance(edge, tuple) else None
+        return maker if isinstance(maker, BatchNormAddReLUTrain) else None
+
+    def forward(self, x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
+        if self.moments is None:
+            y, self.mean, self.var, inv_std = ops.batch_norm_add_relu_train(
+                x, r, gamma, beta, self.eps
+            )
+        else:
+            inv_std = self.statistics(x)
+            y = ops.normalise(x, *_before(self.mean, inv_std, gamma, beta), r, True)
+        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
+        self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
+        return y
+
+    def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
+        recall, affine = self.recall_array, self.keeps("gamma")
+        if is_grad_enabled():
+            saved = self.saved
+            scaled = (saved.gamma,) if affine else ()
+            gr = ReLUGrad()(gy, saved.y)
+            gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *scaled)
+        else:
+            gamma = recall("gamma") if affine else None
+            gx, gr, *rest = _wrapped(ops.batch_norm_add_relu_grad(
+                gy._data, recall("x"), recall("y"), gamma, recall("mean"), recall("inv_std")
+            ))  # fmt: skip
+        return (gx, gr, *rest) if affine else (gx, gr)
+
+
+def _before(mean: Any, inv_std: Any, gamma: Any, beta: Any) -> Before:
+    """What batch norm does to x, as a scale and a shift."""
+    scale = inv_std if gamma is None else gamma * inv_std
+    return Before(mean, scale, xp_of(inv_std).zeros_like(inv_std) if beta is None else beta)
+
+
+def _saved_before(node: Function) -> tuple[Any, Before]:
+    """x and what was done to it, from what the node has saved."""
+    recall = node.recall_array
+    gamma, beta = (recall("gamma"), recall("beta")) if node.keeps("gamma") else (None, None)
+    return recall("x"), _before(recall("mean"), recall("inv_std"), gamma, beta)
+
+
+class BatchNormGrad(Function):
+    """The gradients of training-mode batch norm as an operation of (gy, x, gamma)."""
+
+    def __init__(self, eps: float, mean: Tensor, inv_std: Tensor) -> None:
+        self.eps, self.mean, self.inv_std = eps, mean, inv_std
+
+    def forward(self, gy: Any, x: Any, gamma: Any = None) -> Any:
+        kept = {"gamma": gamma} if gamma is not None else {}
+        self.save(gy=gy, x=x, **kept)
+        return ops.batch_norm_grad(gy, x, gamma, self.mean._data, self.inv_std._data)
+
+    def backward(self, vx: Tensor, vgamma: Tensor, vbeta: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate  <vx, gx> + <vgamma, ggamma> + <vbeta, gbeta>  once more.
+
+        The gradients are written out in differentiable operations, with the statistics computed
+        from x again, and that expression is differentiated. It runs only for gradients of
+        gradients, so it is written to be read, not to be fast.
+        """
+        saved, create_graph = self.saved, is_grad_enabled()
+        inputs = [saved.gy, saved.x, *([saved.gamma] if hasattr(saved, "gamma") else [])]
+        with enable_grad():
+            # Stand-ins: what reaches the inputs through vx, vgamma and vbeta is not ours to count.
+            if create_graph:
+                inputs = [t.reshape(t.shape) for t in inputs]
+            else:
+                inputs = [t.detach().requires_grad_() for t in inputs]
+            wanted = [t for t in inputs if t.requires_grad]
+            gx, ggamma, gbeta = _gradients(*inputs, eps=self.eps)
+            paired = (vx * gx).sum() + (vgamma * ggamma).sum() + (vbeta * gbeta).sum()
+            found = iter(grad(paired, wanted, create_graph=create_graph, allow_unused=True))
+        return tuple(next(found) if t.requires_grad else None for t in inputs)
+
+
+def _gradients(
+    gy: Tensor, x: Tensor, gamma: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formulas of kernels/reference/norm.py in differentiable operations."""
+    m = x.size // x.shape[1]
+    centred = x - over_rows(x, keepdims=True) * (1.0 / m)
+    inv_std = (over_rows(centred * centred, keepdims=True) * (1.0 / m) + eps) ** -0.5
+    xhat = centred * inv_std
+    gbeta, ggamma = over_rows(gy), over_rows(gy * xhat)
+    gx = inv_std * (gy - per_channel(gbeta, x.ndim) * (1.0 / m)
+                    - xhat * per_channel(ggamma, x.ndim) * (1.0 / m))  # fmt: skip
+    return gx if gamma is None else gx * per_channel(gamma, x.ndim), ggamma, gbeta
+
+
+def _wrapped(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return tuple(map(Tensor._wrap, arrays))
