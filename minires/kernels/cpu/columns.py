@@ -8,23 +8,34 @@ makes the next ones in the same place:
     forward          columns = im2col(x);      y   = columns @ W       rows of y
     input gradient   columns = gy @ W^T;       gx += col2im(columns)   whole images per worker
 
-A 1x1 convolution of stride 1 needs no columns: x and gy are the matrices already. The weight
-gradient has its own file, `outer.py`.
+A 1x1 convolution of stride 1 needs no columns: x and gy are the matrices already, and x may be
+normalised block by block. Rows of y that have just been computed may be shifted, rectified or
+summed (`finishing.py`). The weight gradient has its own file, `outer.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import add_run, clear_run, copy_windows
 from minires.kernels.cpu.elementwise import add
+from minires.kernels.cpu.finishing import (
+    check_before,
+    finish_of,
+    finish_rows,
+    flat_before,
+    merged_moments,
+    normalise_rows,
+)
 from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.tile import FRESH, ONTO
 from minires.kernels.cpu.weights import packed, packed_transposed
+from minires.kernels.fusing import After, Before
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -53,32 +64,43 @@ def _col2im(columns, row, image, first, count, sizes, gx, L):
 
 @njit(cache=True)
 def _forward_pixels(
-    address, x, weight, y, begin, end, O, sizes, panel, wide, plain, mode, columns, L
+    address, x, before, weight, y, shift, shortcut, rectify, kept, sums, begin, end, O, sizes,
+    panel, wide, plain, mode, columns, L,
 ):  # fmt: skip
     """y[pixel, o] for output pixels begin, ..., end - 1 of the batch."""
     C, KH, KW = sizes[2], sizes[3], sizes[4]
     K = KH * KW * C
     for first in range(begin, end, PIXELS):
         count = min(PIXELS, end - first)
+        rows, at, ask = columns, 0, 0
         if plain:
-            rows, at, ask = x, first * C, min(PIXELS, end - first - count) * C
+            ask = min(PIXELS, end - first - count) * C
+            if before.size:
+                normalise_rows(x, first * C, count, C, before, columns, 0, L)
+            else:
+                rows, at = x, first * C
         else:
-            rows, at, ask = columns, 0, 0
             copy_windows(x, first, count, 0, K, sizes, columns, 0, K, L)
         product_to_memory(
             address, rows, at, K, 1, count, weight, 0, panel, K * panel, panel, wide, O,
-            y, first * O, O, K, mode, 1, 0, 0, rows, at + count * C, ask,
+            y, first * O, O, K, mode, 1, 0, 0, x, (first + count) * C, ask,
+        )  # fmt: skip
+        finish_rows(
+            y, first * O, count, O, shift, shortcut, rectify, kept, sums, first == begin, L
         )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
 def _forward(
-    address, x, weight, y, pixels, O, sizes, panel, wide, plain, mode, workers, work, L
+    address, x, before, weight, y, finish, pixels, O, sizes, panel, wide, plain, mode, workers,
+    work, L,
 ):  # fmt: skip
     for worker in prange(workers):
         begin, end = worker * pixels // workers, (worker + 1) * pixels // workers
         _forward_pixels(
-            address, x, weight, y, begin, end, O, sizes, panel, wide, plain, mode, work[worker], L
+            address, x, before, weight, y, finish.shift, finish.shortcut, finish.rectify,
+            finish.kept[worker], finish.sums[worker], begin, end, O, sizes, panel, wide, plain,
+            mode, work[worker], L,
         )  # fmt: skip
 
 
@@ -116,16 +138,35 @@ def _plain(g: ConvGeometry) -> bool:
 
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Columns of a few pixels at a time, multiplied in cache."""
-    x, L = to_nhwc(x), lanes(x.dtype)
-    panel, workers, K = panel_width(g.O, L), num_threads(), g.kernel[0] * g.kernel[1] * g.C
+    return conv2d_fused(x, weight, g, None, None, moments=False)
+
+
+def conv2d_fused(
+    x: Any, weight: Any, g: ConvGeometry, before: Before | None, after: After | None, moments: bool
+) -> Any:
+    """The same of what `before` makes of x, and what `after` makes of that (`fusing.py`).
+
+    Returns y, or with `moments` (y, mean, var), mean and biased variance in float64.
+
+    Raises ValueError for a `before` of a layer that is not 1x1 of stride 1, for `after` together
+    with `moments`, and for the moments of nothing.
+    """
+    check_before(before, _plain(g) and g.C % lanes(x.dtype) == 0)
+    workers, pixels = num_threads(), g.N * g.out[0] * g.out[1]
+    finish = finish_of(after, moments, g.O, workers, x.dtype)
+    x, L, K = to_nhwc(x), lanes(x.dtype), g.kernel[0] * g.kernel[1] * g.C
+    panel = panel_width(g.O, L)
     y = memory.empty((g.N, *g.out, g.O), x.dtype)
     work = memory.empty((workers, PIXELS * K), x.dtype)
     _forward(
-        product_address(x.dtype), x.reshape(-1), packed(weight, panel), y.reshape(-1),
-        g.N * g.out[0] * g.out[1], g.O, g.window_sizes, panel, panel > L, _plain(g), FRESH,
-        workers, work, L,
+        product_address(x.dtype), x.reshape(-1), flat_before(before, x.dtype),
+        packed(weight, panel), y.reshape(-1), finish, pixels, g.O, g.window_sizes,
+        panel, panel > L, _plain(g), FRESH, workers, work, L,
     )  # fmt: skip
-    return to_nchw(y)
+    if not moments:
+        return to_nchw(y)
+    shares = np.diff(np.arange(workers + 1) * pixels // workers)
+    return to_nchw(y), *merged_moments(finish, shares)
 
 
 def _transposed(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> Any:
@@ -133,9 +174,11 @@ def _transposed(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> An
     gy, L = to_nhwc(gy), lanes(gy.dtype)
     panel, workers = panel_width(g.C, L), num_threads()
     _forward(
-        product_address(gy.dtype), gy.reshape(-1), packed_transposed(weight, panel),
-        gx.reshape(-1), g.N * g.H * g.W, g.C, (1, 1, g.O, *g.window_sizes[3:]),
-        panel, panel > L, True, mode, workers, memory.empty((workers, 0), gy.dtype), L,
+        product_address(gy.dtype), gy.reshape(-1), flat_before(None, gy.dtype),
+        packed_transposed(weight, panel), gx.reshape(-1),
+        finish_of(None, False, g.C, workers, gy.dtype), g.N * g.H * g.W, g.C,
+        (1, 1, g.O, *g.window_sizes[3:]), panel, panel > L, True, mode,
+        workers, memory.empty((workers, 0), gy.dtype), L,
     )  # fmt: skip
     return to_nchw(gx)
 

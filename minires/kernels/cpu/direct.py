@@ -2,107 +2,142 @@
 
 With C = 3 a window row is only 9 or 21 numbers, and copying it into columns costs as much as using
 it. But in a padded band of input rows, window rows of neighbouring pixels lie `stride * C` apart,
-which is all that a register tile needs to know: the product reads its rows where they are, one
-kernel row u at a time.
+which is all that a register tile needs to know: the product reads its rows where they are. Its sum
+runs over the kernel rows u, or over the output rows i of the band, without leaving the registers.
 
-    forward          y[i, :]  += band[i*sh + u, j*sw ...] @ W[u]        for each kernel row u
-    weight gradient  dW[u]    += band[i*sh + u, j*sw ...]^T @ gy[i]     a private sum per worker
+    forward          y[i, :]  = sum_u band[i*sh + u, j*sw ...] @ W[u]
+    weight gradient  dW[u]   += sum_i band[i*sh + u, j*sw ...]^T @ gy[i]    private to a worker
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
+from minires.kernels.cpu.copying import clear_run, copy_run
+from minires.kernels.cpu.finishing import (
+    check_before,
+    finish_of,
+    finish_rows,
+    merged_moments,
+)
+from minires.kernels.cpu.product import panel_width, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.weights import packed, unpacked_sum
+from minires.kernels.fusing import After, Before
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
 
-OUTPUT_ROWS = 8  # rows of output whose input band is copied at a time
+BAND = 1 << 16  # bytes of input that are copied at a time: they stay in the second-level cache
 
 
 @njit(cache=True)
-def _copy_band(x, image, top, rows, sizes, band):
+def _copy_band(x, image, top, rows, sizes, band, L):
     """Input rows top, ... of one image with their zero border: band[r*(W + 2*pw)*C + ...]."""
     H, W, C, _, _, _, _, _, pw, _, _ = sizes
     wide = (W + 2 * pw) * C
     for r in range(rows):
         h, to = top + r, r * wide
         if 0 <= h < H:
-            at = (image * H + h) * W * C
-            band[to : to + pw * C] = 0
-            band[to + pw * C : to + (pw + W) * C] = x[at : at + W * C]
-            band[to + (pw + W) * C : to + wide] = 0
+            clear_run(band, to, pw * C, L)
+            copy_run(x, (image * H + h) * W * C, band, to + pw * C, W * C, L)
+            clear_run(band, to + (pw + W) * C, pw * C, L)
         else:
-            band[to : to + wide] = 0
+            clear_run(band, to, wide, L)
 
 
 @njit(cache=True, parallel=True)
-def _forward(address, x, weight, y, N, O, sizes, panel, wide, workers, work):
+def _forward(address, x, weight, y, finish, N, O, sizes, panel, wide, rows, workers, work, L):
     _, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
-    blocks = (OH + OUTPUT_ROWS - 1) // OUTPUT_ROWS
+    blocks = (OH + rows - 1) // rows
     for worker in prange(workers):
-        band = work[worker]
-        for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
-            n, first = item // blocks, item % blocks * OUTPUT_ROWS
-            count = min(OUTPUT_ROWS, OH - first)
-            _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band)
+        band, kept, sums = work[worker], finish.kept[worker], finish.sums[worker]
+        begin = worker * N * blocks // workers
+        for item in range(begin, (worker + 1) * N * blocks // workers):
+            n, first = item // blocks, item % blocks * rows
+            count = min(rows, OH - first)
+            _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band, L)
             for i in range(count):
+                to = (n * OH + first + i) * OW * O
                 product_to_memory(
                     address, band, i * sh * row, sw * C, 1, OW, weight, 0, panel,
-                    KH * run * panel, panel, wide, O, y, (n * OH + first + i) * OW * O, O, run,
+                    KH * run * panel, panel, wide, O, y, to, O, run,
                     FRESH, KH, row, run * panel, band, 0, 0,
+                )  # fmt: skip
+                finish_rows(
+                    y, to, OW, O, finish.shift, finish.shortcut, finish.rectify, kept, sums,
+                    item == begin and i == 0, L,
                 )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
-def _grad_weight(address, x, gy, sums, N, O, sizes, panel, wide, workers, work):
+def _grad_weight(address, x, gy, sums, N, O, sizes, panel, wide, rows, workers, work, L):
     _, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
-    blocks = (OH + OUTPUT_ROWS - 1) // OUTPUT_ROWS
+    blocks = (OH + rows - 1) // rows
     for worker in prange(workers):
         band, mine = work[worker], sums[worker]
         mine[:] = 0
         for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
-            n, first = item // blocks, item % blocks * OUTPUT_ROWS
-            count = min(OUTPUT_ROWS, OH - first)
-            _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band)
-            for i in range(count):
-                at = (n * OH + first + i) * OW * O
-                for u in range(KH):
-                    product(
-                        address, band, (i * sh + u) * row, 1, sw * C, run,
-                        gy, at, O, panel, panel, wide, O,
-                        mine, u * run * O, O, OW, ONWARD,
-                    )  # fmt: skip
+            n, first = item // blocks, item % blocks * rows
+            count = min(rows, OH - first)
+            _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band, L)
+            at, size = (n * OH + first) * OW * O, count * OW * O
+            for u in range(KH):
+                product_to_memory(
+                    address, band, u * row, 1, sw * C, run, gy, at, O, panel, panel, wide, O,
+                    mine, u * run * O, O, OW, ONWARD, count, sh * row, OW * O,
+                    gy, at + size + u * size // KH, size // KH,
+                )  # fmt: skip
 
 
 def _sizes(g: ConvGeometry) -> tuple[int, ...]:
     return (g.H, g.W, g.C, *g.kernel, *g.stride, *g.padding, *g.out)
 
 
-def _bands(g: ConvGeometry, dtype: Any, workers: int) -> Any:
-    rows = (OUTPUT_ROWS - 1) * g.stride[0] + g.kernel[0]
-    return memory.empty((workers, rows * (g.W + 2 * g.padding[1]) * g.C), dtype)
+def _bands(g: ConvGeometry, dtype: Any, workers: int) -> tuple[int, Any]:
+    """How many rows of output a band is for, and a band for each worker."""
+    row = (g.W + 2 * g.padding[1]) * g.C
+    fit = BAND // (row * np.dtype(dtype).itemsize) - g.kernel[0]
+    rows = min(max(fit // g.stride[0] + 1, 1), g.out[0])
+    return rows, memory.empty((workers, ((rows - 1) * g.stride[0] + g.kernel[0]) * row), dtype)
 
 
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Products read straight from a padded band of the input."""
-    x, L = to_nhwc(x), lanes(x.dtype)
-    panel, workers = panel_width(g.O, L), num_threads()
+    return conv2d_fused(x, weight, g, None, None, moments=False)
+
+
+def conv2d_fused(
+    x: Any, weight: Any, g: ConvGeometry, before: Before | None, after: After | None, moments: bool
+) -> Any:
+    """The same and what `after` makes of it (`fusing.py`), or (y, mean, var), in float64.
+
+    Raises ValueError for a `before`, for `after` together with `moments`, and for the moments of
+    nothing.
+    """
+    check_before(before, possible=False)
+    x, L, workers = to_nhwc(x), lanes(x.dtype), num_threads()
+    panel = panel_width(g.O, L)
+    finish = finish_of(after, moments, g.O, workers, x.dtype)
     y = memory.empty((g.N, *g.out, g.O), x.dtype)
+    rows, bands = _bands(g, x.dtype, workers)
     _forward(
-        product_address(x.dtype), x.reshape(-1), packed(weight, panel), y.reshape(-1), g.N, g.O,
-        _sizes(g), panel, panel > L, workers, _bands(g, x.dtype, workers),
+        product_address(x.dtype), x.reshape(-1), packed(weight, panel), y.reshape(-1), finish,
+        g.N, g.O, _sizes(g), panel, panel > L, rows, workers, bands, L,
     )  # fmt: skip
-    return to_nchw(y)
+    if not moments:
+        return to_nchw(y)
+    blocks = -(-g.out[0] // rows)
+    items = np.arange(workers + 1) * g.N * blocks // workers
+    ends = items // blocks * g.out[0] + np.minimum(items % blocks * rows, g.out[0])
+    return to_nchw(y), *merged_moments(finish, np.diff(ends) * g.out[1])
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
@@ -111,8 +146,9 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     panel, workers = panel_width(g.O, L), num_threads()
     KH, KW = g.kernel
     sums = memory.empty((workers, KH * KW * g.C * g.O), x.dtype)
+    rows, bands = _bands(g, x.dtype, workers)
     _grad_weight(
         product_address(x.dtype), x.reshape(-1), gy.reshape(-1), sums, g.N, g.O, _sizes(g),
-        panel, panel > L, workers, _bands(g, x.dtype, workers),
+        panel, panel > L, rows, workers, bands, L,
     )  # fmt: skip
     return unpacked_sum(sums, g.weight_shape)

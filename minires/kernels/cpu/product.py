@@ -1,11 +1,11 @@
 """Matrix products out of register tiles: compiled once, called by address.
 
-A tile (`tile.py`) computes up to 6 rows by 2 vectors, or 8 rows by one. Rows are split into
+A tile (`tile.py`) computes up to 6 rows by 2 vectors, or 9 rows by one. Rows are split into
 balanced groups, 16 as 6 + 5 + 5 and never 6 + 6 + 4 or worse 6 + 1: a tile of one row waits for its
 own sums. Columns come in panels of 2 vectors, or of one where the number of columns asks for it.
 
 Numba compiles what a compiled function calls into the function itself, and that into its callers:
-fourteen shapes of tiles, over and over. So the product is compiled for each dtype on its own, and
+fifteen shapes of tiles, over and over. So the product is compiled for each dtype on its own, and
 whoever multiplies is handed its address:
 
     address = product_address(x.dtype)                       # in Python

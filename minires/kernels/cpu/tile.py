@@ -191,7 +191,7 @@ def tile_product(
     return sig, codegen
 
 
-ROWS, ROWS_OF_ONE = 6, 8  # of two vectors, of one
+ROWS, ROWS_OF_ONE = 6, 9  # of two vectors, of one
 FRESH, ONWARD, ONTO = 0, 1, 2
 """What a product does with c: replaces it, begins its sums there, adds it to the sums."""
 

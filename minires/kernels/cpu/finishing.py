@@ -1,0 +1,144 @@
+"""What a convolution does to rows of its input or output while they are in cache.
+
+    before     out = relu((x - mean) * scale + shift)
+    after      y   = y + shift + shortcut, and its positive part if rectified
+    moments    mean and biased variance of y per channel
+
+A row is one pixel, its C or O channels side by side, in whole vectors. The operations, and so the
+bits, of the first two are those of `norm.normalise`.
+
+Moments: a worker sums d = y - r and d^2 with r the first pixel it computed, so that a mean of 1e4
+with a deviation of 1 does not cancel; over a block of rows in the array's own precision, over
+blocks in float64. The workers' sums are merged in order (Chan, Golub and LeVeque 1979, eq. 2.1):
+
+    delta = mean_b - mean_a
+    mean  = mean_a + delta * n_b / (n_a + n_b)
+    M2    = M2_a + M2_b + delta^2 * n_a * n_b / (n_a + n_b)         M2 = n * var
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from minires.kernels import memory
+from minires.kernels.cpu.copying import copy_run
+from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, positive, store
+from minires.kernels.fusing import After, Before
+from minires.kernels.layout import to_nhwc
+
+
+class Finish(NamedTuple):
+    """What becomes of rows of y; arrays of no elements for what is not asked for.
+
+    shift: (O,). shortcut: flat, as y. sums: (workers, 2, O) of d and d^2, in float64.
+    kept: (workers, O + 2*L), the pixel that each worker sums from, and room for two vectors.
+    """
+
+    shift: Any
+    shortcut: Any
+    rectify: bool
+    kept: Any
+    sums: Any
+
+
+@njit(cache=True)
+def normalise_rows(x, at, rows, C, before, out, to, L):
+    """out = relu((x - mean) * scale + shift) for rows of x; before: mean, scale, shift, flat."""
+    for r in range(0, rows * C, C):
+        for c in range(0, C, L):
+            d = load(x, at + r + c) - load(before, c)
+            value = fmuladd(d, load(before, C + c), load(before, 2 * C + c))
+            store(out, to + r + c, positive(value))
+
+
+@njit(cache=True)
+def _add_moments(y, at, rows, O, kept, sums, L):
+    """Add the rows' sums of d and d^2 to those of a worker."""
+    for o in range(0, O, L):
+        first, a, b = load(kept, o), fill(y, 0.0), fill(y, 0.0)
+        for r in range(0, rows * O, O):
+            d = load(y, at + r + o) - first
+            a = a + d
+            b = fmuladd(d, d, b)
+        store(kept, O, a)
+        store(kept, O + L, b)
+        for i in range(L):
+            sums[0, o + i] += kept[O + i]
+            sums[1, o + i] += kept[O + L + i]
+
+
+@njit(cache=True)
+def _shift_rows(y, at, rows, O, shift, shortcut, rectify, L):
+    """y + shift + shortcut, in place."""
+    for r in range(at, at + rows * O, O):
+        for o in range(0, O, L):
+            value = load(y, r + o) + load(shift, o)
+            if shortcut.size:
+                value = value + load(shortcut, r + o)
+            store(y, r + o, positive(value) if rectify else value)
+
+
+@njit(cache=True)
+def finish_rows(y, at, rows, O, shift, shortcut, rectify, kept, sums, begins, L):
+    """The rows of y from `at` on, just computed by the owner of kept and sums; `begins`: its first.
+    """
+    if shift.size:
+        _shift_rows(y, at, rows, O, shift, shortcut, rectify, L)
+    if sums.size:
+        if begins:
+            copy_run(y, at, kept, 0, O, L)
+        _add_moments(y, at, rows, O, kept, sums, L)
+
+
+def flat_before(before: Before | None, dtype: Any) -> Any:
+    """Mean, scale and shift in one array; of no elements where there is nothing to do."""
+    return np.empty(0, dtype) if before is None else np.concatenate(before)
+
+
+def finish_of(after: After | None, moments: bool, O: int, workers: int, dtype: Any) -> Finish:
+    """The parts that are asked for, with room for the sums.
+
+    Raises ValueError for both: the moments of which, before the shift or after it?
+    """
+    empty = np.empty(0, dtype)
+    finish = Finish(empty, empty, False, np.empty((workers, 0), dtype), np.empty((workers, 2, 0)))
+    if after is not None and moments:
+        raise ValueError("conv2d: either `after` or `moments`, not both: call it without one")
+    if moments:
+        kept = memory.empty((workers, O + 2 * lanes(dtype)), dtype)
+        return finish._replace(kept=kept, sums=np.zeros((workers, 2, O)))
+    if after is None:
+        return finish
+    shift, shortcut, rectify = after
+    flat = empty if shortcut is None else to_nhwc(shortcut).reshape(-1)
+    return finish._replace(shift=shift, shortcut=flat, rectify=rectify)
+
+
+def merged_moments(finish: Finish, counts: Any) -> tuple[Any, Any]:
+    """Mean and biased variance of all rows; counts: each worker's.
+
+    Raises ValueError if there are none.
+    """
+    if not sum(counts):
+        raise ValueError("conv2d: no pixels, so they have no mean; the batch is empty")
+    O = finish.sums.shape[2]
+    n, mean, squares = 0, np.zeros(O), np.zeros(O)
+    for count, kept, (d, d2) in zip(counts, finish.kept, finish.sums, strict=True):
+        if count:
+            delta = kept[:O] + d / count - mean
+            mean += delta * (count / (n + count))
+            squares += np.maximum(d2 - d * d / count, 0.0) + delta**2 * (n * count / (n + count))
+            n += count
+    return mean, squares / n
+
+
+def check_before(before: Before | None, possible: bool) -> None:
+    """Raises ValueError for a `before` where it is not possible."""
+    if before is not None and not possible:
+        raise ValueError(
+            "conv2d: `before` needs a 1x1 kernel of stride 1 without padding and channels in whole "
+            "vectors; normalise x in a pass of its own"
+        )
