@@ -2,17 +2,19 @@
 
     dW[o, k] = sum over pixels t  gy[t, o] * columns[t, k]        k = (u, v, c)
 
-`PIXELS` pixels at a time are copied out, rows of gy and of columns, with a row length that is no
-power of two: rows that lie 1 or 4 KB apart, as they do in the arrays of most networks, all compete
-for the same few places of the first-level cache. What is multiplied stays in cache: `PIXELS` rows
-of two vectors of columns in the first level, the rows of gy and the range of dW in the second.
+A small dW is summed by each worker over its own pixels and added up at the end. gy is read where it
+lies then, whole rows one after the other, and so is x in a layer of 1x1 and stride 1; the rows of
+the next pixels are asked for evenly, a line every few steps of the products. Asked for in bursts,
+they are not fetched: the queue of requests is short, and what finds it full is dropped.
 
-A small dW is summed by each worker over its own pixels and added up at the end. A large one is
-divided instead: each worker owns ranges of k (and of o, where there are more workers than ranges)
-and sums over all pixels. No column is made twice then, and no dW is streamed through the cache.
+A large dW is divided instead: each worker owns ranges of k (and of o, where there are more workers
+than ranges) and sums over all pixels. No column is made twice then, and no dW is streamed through
+the cache. `PIXELS` pixels at a time are copied out, ranges of rows of gy and of columns, with a row
+length that is no power of two: rows that lie 4 KB apart compete for the same few places of the
+caches. What is multiplied stays in cache: two vectors of columns of `PIXELS` rows in the first
+level, the rows of gy and the range of dW in the second.
 
-What a batch norm and a ReLU would make of x can be made of the columns instead, a few of them at a
-time, while they are in the first-level cache; only padding stays what it is, zero.
+What a batch norm and a ReLU would make of x can be made of it as it is copied to columns.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.copying import copy_rows, copy_windows
-from minires.kernels.cpu.product import product, product_address
+from minires.kernels.cpu.copying import (
+    AHEAD,
+    clear_run,
+    copy_rows,
+    copy_windows,
+    prefetch_run,
+)
+from minires.kernels.cpu.product import product, product_address, product_to_memory
 from minires.kernels.cpu.simd import fmuladd, lanes, load, positive, store
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.weights import taps_last
@@ -34,81 +42,105 @@ from minires.kernels.layout import to_nhwc
 from minires.kernels.threads import num_threads
 
 PIXELS = 128
-FEW = 16  # pixels whose columns are normalised at a time
 RANGE = 384  # window elements in a range, at most
 SMALL = 1 << 17  # elements: a dW of which each worker can keep its own
 
 
 @njit(cache=True)
-def _normalise_windows(
-    columns, to, row, first, count, k0, k1, sizes, mean, scale, shift, L
-):  # fmt: skip
-    """relu((v - mean) * scale + shift) of copied windows, where they lie within the image.
+def _normalise_windows(x, first, count, k0, k1, sizes, before, out, row, L):
+    """`copy_windows` of relu((x - mean) * scale + shift), with zeros around it, not around x.
 
     C is a multiple of L. The operations, and so the bits, are those of `norm.normalise`.
     """
     H, W, C, _, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
-    i, j = first // OW % OH, first % OW
+    mean, scale, shift = before
+    n, rest = first // (OH * OW), first % (OH * OW)
+    i, j = rest // OW, rest % OW
+    u0, v0, c0 = k0 // (KW * C), k0 // C % KW, k0 % C
     for t in range(count):
-        k, tap, c0 = k0, k0 // C, k0 % C
+        k, u, v, c = k0, u0, v0, c0
         while k < k1:
-            h, w = i * sh - ph + tap // KW * dh, j * sw - pw + tap % KW * dw
-            run, at = min(k1 - k, C - c0), to + t * row + k - k0 - c0
+            h, w = i * sh - ph + u * dh, j * sw - pw + v * dw
+            run, to = min(k1 - k, C - c), t * row + k - k0 - c
             if 0 <= h < H and 0 <= w < W:
-                for c in range(c0, c0 + run, L):
-                    d = load(columns, at + c) - load(mean, c)
-                    value = fmuladd(d, load(scale, c), load(shift, c))
-                    store(columns, at + c, positive(value))
-            k, tap, c0 = k + run, tap + 1, 0
+                at = ((n * H + h) * W + w) * C
+                prefetch_run(x, at + AHEAD * sw * C + c, run, L)
+                for e in range(c, c + run, L):
+                    d = load(x, at + e) - load(mean, e)
+                    value = fmuladd(d, load(scale, e), load(shift, e))
+                    store(out, to + e, positive(value))
+            else:
+                clear_run(out, to + c, run, L)
+            k, v, c = k + run, v + 1, 0
+            if v == KW:
+                u, v = u + 1, 0
         j += 1
         if j == OW:
-            i, j = (i + 1) % OH, 0
-
-
-@njit(cache=True)
-def _copy_columns(x, first, count, k0, k1, sizes, before, columns, row, L):
-    """Elements k0 to k1 of the windows under `count` pixels, normalised if `before` says how."""
-    mean, scale, shift = before
-    if mean.size == 0:
-        copy_windows(x, first, count, k0, k1, sizes, columns, 0, row, L)
-        return
-    for t in range(0, count, FEW):
-        few = min(FEW, count - t)
-        copy_windows(x, first + t, few, k0, k1, sizes, columns, t * row, row, L)
-        _normalise_windows(
-            columns, t * row, row, first + t, few, k0, k1, sizes, mean, scale, shift, L
-        )  # fmt: skip
+            i, j = i + 1, 0
+            if i == OH:
+                n, i = n + 1, 0
 
 
 @njit(cache=True)
 def _sum_range(
-    address, x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, work, L
+    address, x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, step, near, plain,
+    work, L,
 ):  # fmt: skip
     """dw[o*row + k] for o0 <= o < o1, k0 <= k < k1, over pixels begin, ..., end - 1.
 
     k0 and k1 are whole vectors; where K is less than k1, what is written beyond it is arbitrary.
+    step: pixels at a time, at most. near: gy is read where it lies, all of its rows; plain: x, too.
     """
-    panel, there = 2 * L, min(k1, K)
-    wide, tall = _odd(k1 - k0, L), _odd(o1 - o0, L)
-    pairs = (k1 - k0) // panel * panel
-    gy_at, to = PIXELS * wide, o0 * row + k0
-    for first in range(begin, end, PIXELS):
-        count, add = min(PIXELS, end - first), ONWARD if first > begin else FRESH
-        _copy_columns(x, first, count, k0, there, sizes, before, work, wide, L)
-        copy_rows(gy, first * O + o0, O, work, gy_at, tall, count, o1 - o0, L)
+    panel, M, there = 2 * L, o1 - o0, min(k1, K)
+    wide, tall = _odd(k1 - k0, L), _odd(M, L)
+    to, pairs = o0 * row + k0, (k1 - k0) // panel * panel
+    normalised = before[0].size > 0
+    # While the first columns are computed gy is asked for, then x: shares as their rows are long.
+    some = min(max(pairs // panel * O // (O + K) * panel, panel), pairs) if plain else pairs
+    blocks = (end - begin + step - 1) // step
+    for block in range(blocks):
+        first = begin + block * (end - begin) // blocks
+        after = begin + (block + 1) * (end - begin) // blocks
+        count, mode = after - first, ONWARD if block > 0 else FRESH
+        coming = min(count, end - after)
+        if plain:
+            b, b_at, b_row = x, first * K, K
+        else:
+            b, b_at, b_row = work, 0, wide
+            if normalised:
+                _normalise_windows(x, first, count, k0, k1, sizes, before, work, wide, L)
+            else:
+                copy_windows(x, first, count, k0, there, sizes, work, 0, wide, L)
+        if near:
+            a, a_at, a_row = gy, first * O, O
+        else:
+            a, a_at, a_row = work, step * wide, tall
+            copy_rows(gy, first * O + o0, O, work, a_at, tall, count, M, L)
+        if near:
+            product_to_memory(
+                address, a, a_at, 1, a_row, M, b, b_at, b_row, panel, panel, True, some,
+                dw, to, row, count, mode, 1, 0, 0, gy, after * O, coming * O if some > 0 else 0,
+            )  # fmt: skip
+            product_to_memory(
+                address, a, a_at, 1, a_row, M, b, b_at + some, b_row, panel, panel, True,
+                pairs - some, dw, to + some, row, count, mode, 1, 0, 0, x, after * K,
+                coming * K if pairs > some else 0,
+            )  # fmt: skip
+        else:
+            product(
+                address, a, a_at, 1, a_row, M, b, b_at, b_row, panel, panel, True, pairs,
+                dw, to, row, count, mode,
+            )  # fmt: skip
         product(
-            address, work, gy_at, 1, tall, o1 - o0, work, 0, wide, panel, panel, True, pairs,
-            dw, to, row, count, add,
-        )  # fmt: skip
-        product(
-            address, work, gy_at, 1, tall, o1 - o0, work, pairs, wide, L, L, False, k1 - k0 - pairs,
-            dw, to + pairs, row, count, add,
+            address, a, a_at, 1, a_row, M, b, b_at + pairs, b_row, L, L, False, k1 - k0 - pairs,
+            dw, to + pairs, row, count, mode,
         )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
 def _sum_outer(
-    address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, workers, work, L
+    address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, step, near, plain,
+    workers, work, L,
 ):  # fmt: skip
     """dw[part, o*row + k]; `row` is K in whole vectors. Either parts or ranges are one."""
     parts, items, vectors = len(dw), k_ranges * o_ranges, row // L
@@ -121,7 +153,8 @@ def _sum_outer(
                 address, x, before, gy, dw[part],
                 part * pixels // parts, (part + 1) * pixels // parts, O, K, sizes,
                 k * vectors // k_ranges * L, (k + 1) * vectors // k_ranges * L,
-                o * O // o_ranges, (o + 1) * O // o_ranges, row, work[worker], L,
+                o * O // o_ranges, (o + 1) * O // o_ranges, row, step, near, plain,
+                work[worker], L,
             )  # fmt: skip
 
 
@@ -147,13 +180,20 @@ def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry)
         return memory.zeros(g.weight_shape, x.dtype)
     vectors = -(-K // L)
     parts, k_ranges, o_ranges = _division(workers, vectors, g.O, pixels, L)
+    near = vectors * L * g.O <= SMALL
+    plain = near and g.pointwise and g.stride == (1, 1) and before[0].size == 0
+    if plain:
+        k_ranges = 1
+    step = 2 * PIXELS if near and g.O <= 2 * PIXELS else PIXELS
     longest = _odd(-(-vectors // k_ranges) * L, L) + _odd(-(-g.O // o_ranges), L)
     dw = memory.empty((parts, g.O * vectors * L), x.dtype)
-    work = memory.empty((workers, PIXELS * longest), x.dtype)
+    work = memory.empty((workers, step * longest), x.dtype)
     _sum_outer(
         product_address(x.dtype), x.reshape(-1), before, gy.reshape(-1), dw, pixels, g.O, K,
-        g.window_sizes, k_ranges, o_ranges, vectors * L, workers, work, L,
+        g.window_sizes, k_ranges, o_ranges, vectors * L, step, near, plain, workers, work, L,
     )  # fmt: skip
+    if g.pointwise and dw.size <= SMALL:  # waking the threads takes longer
+        dw = dw.sum(axis=0, keepdims=True)
     return taps_last(dw, vectors * L, g.weight_shape)
 
 

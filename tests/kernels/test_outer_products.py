@@ -1,10 +1,11 @@
-"""The weight gradient of a normalised input: the bits of two passes, padding zero."""
+"""Weight gradients as sums of outer products, of an input and of what a batch norm makes of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 from drawn import layouts, normal, pairs, seeds
 from hypothesis import given
@@ -25,6 +26,8 @@ LAYERS = (
     (2, 32, 9, 7, 64, 3, 2, 1, 1),
     (1, 16, 8, 8, 16, 3, 1, 2, 2),
     (2, 544, 7, 7, 272, 1, 1, 0, 1),  # in ranges, as no worker keeps a dW of its own
+    (5, 416, 12, 12, 16, 1, 1, 0, 1),  # several blocks of pixels, more columns than are copied
+    (4, 48, 13, 13, 272, 1, 1, 0, 1),
 )
 
 
@@ -40,6 +43,22 @@ def case(seed: int, layer: Any, dtype: Any, layout: str = "channels last") -> An
 
 def in_two_passes(x: Any, gy: Any, g: Any, before: Before) -> Any:
     return outer.conv2d_grad_weight(norm.normalise(x, *before, None, relu=True), gy, g)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_the_sum(layer: Any, dtype: Any, monkeypatch: Any) -> None:
+    x, gy, g, _ = case(1, layer, dtype)
+    wide = (a.astype(np.float64) for a in (x, gy))
+    expected = oracles.conv2d_grad_weight(
+        *wide, g.weight_shape, g.stride, g.padding, g.dilation, g.groups
+    )
+    for count in (1, 2, 5):
+        monkeypatch.setattr(threads, "_count", count)
+        found = outer.conv2d_grad_weight(x, gy, g)
+        assert found.dtype == dtype
+        scale = {np.float32: 1e-5, np.float64: 1e-13}[dtype] * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=scale)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
