@@ -18,7 +18,6 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.product import product, product_address
 from minires.kernels.cpu.simd import lanes, prefetch
 from minires.kernels.cpu.stem_tiles import (
     SIZE,
@@ -29,13 +28,15 @@ from minires.kernels.cpu.stem_tiles import (
     store_tiles,
     transform_rows,
 )
-from minires.kernels.cpu.tile import FRESH, ONWARD
+from minires.kernels.cpu.tile import tile_product
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
 
 ELEMENTS = SIZE * SIZE
-RUN = 30  # tiles at most that are transformed together: five register tiles
+RUN = 32  # tiles at most that are transformed together
+WIDTH = 64  # output channels at most that are multiplied before they are transformed back
+ROWS, CHANNELS = 4, 6  # rows of a register tile: tiles, or channels of a weight gradient
 
 
 @njit(cache=True)
@@ -47,23 +48,18 @@ def _place(run, rows, parts, cols):
 
 
 @njit(cache=True, forceinline=True)
-def _ask_for(y, at, line, length, e, L):
-    """Prefetch the e-th of 48 portions of four lines of y, `length` numbers of each.
-
-    All at once the requests would queue up, and the core with them.
-    """
-    share = (length + 11) // 12
-    at += e // 12 * line + e % 12 * share
+def _ask_for(y, at, share, L):
+    """Prefetch `share` numbers: all at once the requests would queue up, and the core with them."""
     for i in range(at, at + share, L):
         prefetch(y, i)
 
 
 @njit(cache=True, parallel=True)
-def _convolve(address, x, u, y, shape, out, pad, plan, depths, work):
+def _convolve(x, u, y, shape, out, pad, plan, depths, work):
     """Each worker takes its runs of tiles through all three steps."""
     (H, W, C), (OH, OW, O) = shape, out
-    rows, cols, parts, near, length, panel, v, v_step, m, m_step, patch, L = plan
-    workers = len(work)
+    rows, cols, parts, near, length, panel, panels, v, v_step, m, m_step, patch, L = plan
+    workers, channels, line = len(work), panels * panel, OW * O
     runs = x.size // (H * W * C) * rows * parts
     for worker in prange(workers):
         k, mine = constants(x), work[worker]
@@ -75,27 +71,39 @@ def _convolve(address, x, u, y, shape, out, pad, plan, depths, work):
             load_tiles(mine, length, C, first, end - first, v, v_step, near, L, k)
             corner = ((n * OH + 4 * row) * OW + 4 * first) * O
             high, wide = min(4, OH - 4 * row), min(4 * end, OW) - 4 * first
-            for o in range(0, O, panel):
+            share = wide * O // (12 * panels) + 1
+            for o in range(0, O, channels):
                 for e in range(ELEMENTS):
-                    if o == 0 and e < 48:
-                        _ask_for(y, corner, OW * O, wide * O, e, L)
-                    product(
-                        address, mine, v + e * v_step, 4 * C, 1, end - first,
-                        u, (e * O + o) * 4 * C, panel, 0, panel, panel > L, panel,
-                        mine, m + e * m_step, panel, depths[e],
-                    )  # fmt: skip
+                    ask = corner + e // 12 * line + e % 12 * panels * share
+                    for p in range(panels):
+                        if o == 0:
+                            _ask_for(y, ask + p * share, share, L)
+                        a, c = v + e * v_step, m + e * m_step + p * panel
+                        b = (e * O + o + p * panel) * 4 * C
+                        for _ in range(first, end, ROWS):
+                            if panel == L:
+                                tile_product(
+                                    4, 1, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
+                                    depths[e], False,
+                                )  # fmt: skip
+                            else:
+                                tile_product(
+                                    4, 2, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
+                                    depths[e], False,
+                                )  # fmt: skip
+                            a, c = a + ROWS * 4 * C, c + ROWS * channels
                 store_tiles(
-                    mine, m, m_step, y, corner + o, OW * O, O, high, wide, panel, patch, L, k
+                    mine, m, m_step, y, corner + o, line, O, high, wide, channels, patch, L, k
                 )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
-def _weight_gradient(address, x, gy, du, shape, out, pad, plan, depths, work):
+def _weight_gradient(x, gy, du, shape, out, pad, plan, depths, work):
     """Each worker sums the products of its own tiles into its part of du."""
     (H, W, C), (OH, OW, O) = shape, out
-    rows, cols, parts, near, length, panel, v, v_step, w, w_step, patch, L = plan
-    workers = len(work)
-    runs = x.size // (H * W * C) * rows * parts
+    rows, cols, parts, near, length, panel, panels, v, v_step, w, w_step, patch, L = plan
+    workers, channels, line = len(work), panels * panel, OW * O
+    runs, depth = x.size // (H * W * C) * rows * parts, du.shape[1] // (ELEMENTS * O)
     for worker in prange(workers):
         k, mine, sums = constants(x), work[worker], du[worker]
         start, stop = np.intp(worker * runs // workers), np.intp((worker + 1) * runs // workers)
@@ -106,21 +114,32 @@ def _weight_gradient(address, x, gy, du, shape, out, pad, plan, depths, work):
             load_tiles(mine, length, C, first, end - first, v, v_step, near, L, k)
             corner = ((n * OH + 4 * row) * OW + 4 * first) * O
             high, wide = min(4, OH - 4 * row), min(4 * end, OW) - 4 * first
+            share = wide * O // (12 * panels) + 1
             n, row, first_next, _ = _place(run + 1, rows, parts, cols)
             following = ((n * OH + 4 * row) * OW + 4 * first_next) * O
-            for o in range(0, O, panel):
+            for o in range(0, O, channels):
                 load_gradient_tiles(
-                    gy, corner + o, OW * O, O, high, wide, panel, mine, w, w_step, patch, L, k
+                    gy, corner + o, line, O, high, wide, channels, mine, w, w_step, patch, L, k
                 )  # fmt: skip
                 for e in range(ELEMENTS):
-                    if o == 0 and e < 48:
-                        _ask_for(gy, following, OW * O, wide * O, e, L)
-                    product(
-                        address, mine, v + e * v_step, 1, 4 * C, depths[e],
-                        mine, w + e * w_step, panel, 0, panel, panel > L, panel,
-                        sums, (e * O + o) * 4 * C, panel, end - first,
-                        ONWARD if run > start else FRESH,
-                    )  # fmt: skip
+                    ask = following + e // 12 * line + e % 12 * panels * share
+                    for p in range(panels):
+                        if o == 0:
+                            _ask_for(gy, ask + p * share, share, L)
+                        a, b = v + e * v_step, w + e * w_step + p * panel
+                        c, add = (e * O + o + p * panel) * depth, run > start
+                        for _ in range(0, depths[e], CHANNELS):
+                            if panel == L:
+                                tile_product(
+                                    6, 1, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
+                                    end - first, add,
+                                )  # fmt: skip
+                            else:
+                                tile_product(
+                                    6, 2, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
+                                    end - first, add,
+                                )  # fmt: skip
+                            a, c = a + CHANNELS, c + CHANNELS * panel
 
 
 class Plan(NamedTuple):
@@ -128,7 +147,8 @@ class Plan(NamedTuple):
 
     rows, cols: of tiles in an image; a row is divided into `parts` runs.
     near: what is between the two row phases in the last column of V.
-    length: of a line of the band, at the beginning. panel: output channels at a time.
+    length: of a line of the band, at the beginning.
+    panel: output channels of a register tile; panels: of what is multiplied and transformed back.
     v, m: where V and the products begin; v_step, m_step: from one element to the next.
     """
 
@@ -138,6 +158,7 @@ class Plan(NamedTuple):
     near: int
     length: int
     panel: int
+    panels: int
     v: int
     v_step: int
     m: int
@@ -151,16 +172,17 @@ def _plan(g: ConvGeometry, dtype: Any) -> tuple[Plan, Any]:
     L = lanes(dtype)
     rows, cols = -(-g.out[0] // 4), -(-g.out[1] // 4)
     parts = -(-cols // RUN)
-    room = -(-cols // parts)
+    room = -(-cols // (parts * ROWS)) * ROWS
     near = g.C if g.kernel[1] < 8 else 2 * g.C
     length = -(-2 * (4 * cols + 3) * g.C // L) * L
     panel = 2 * L if g.O % (2 * L) == 0 else L
-    v, v_step, m_step = 2 * SIZE * length + L, room * 4 * g.C + L, room * panel + L
+    panels = next(p for p in range(WIDTH // panel, 0, -1) if g.O % (p * panel) == 0)
+    v, v_step, m_step = 2 * SIZE * length + L, room * 4 * g.C + L, room * panels * panel + L
     m = v + ELEMENTS * v_step
     patch = m + ELEMENTS * m_step
-    plan = Plan(rows, cols, parts, near, length, panel, v, v_step, m, m_step, patch, L)
+    plan = Plan(rows, cols, parts, near, length, panel, panels, v, v_step, m, m_step, patch, L)
     workers = min(num_threads(), g.N * rows * parts)
-    return plan, memory.empty((workers, patch + 16 * panel), dtype)
+    return plan, memory.empty((workers, patch + 16 * L), dtype)
 
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -192,7 +214,7 @@ def _transformed(weight: Any, panel: int) -> Any:
 def _back(du: Any, g: ConvGeometry, panel: int) -> Any:
     """dg = G^T dU G of the workers' sums: (O, C, KH, KW)."""
     (O, C, KH, KW), depths = g.weight_shape, _depths(g).reshape(SIZE, SIZE)
-    parts = du.reshape(len(du), SIZE, SIZE, O // panel, 4 * C, panel)
+    parts = du.reshape(len(du), SIZE, SIZE, O // panel, -1, panel)
     sums = np.zeros((SIZE, SIZE, O // panel, 4 * C, panel))
     for i in FINITE, LAST:
         for j in FINITE, LAST:
@@ -216,7 +238,7 @@ def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     plan, work = _plan(g, x.dtype)
     y = memory.empty((g.N, *g.out, g.O), x.dtype)
     _convolve(
-        product_address(x.dtype), x.reshape(-1), _transformed(weight, plan.panel), y.reshape(-1),
+        x.reshape(-1), _transformed(weight, plan.panel), y.reshape(-1),
         (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), work,
     )  # fmt: skip
     return to_nchw(y)
@@ -226,9 +248,10 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The adjoint of Winograd F(4x4, 4x4) of the image's four phases."""
     x, gy = to_nhwc(x), to_nhwc(gy)
     plan, work = _plan(g, x.dtype)
-    du = memory.empty((len(work), ELEMENTS * 4 * g.C * g.O), x.dtype)
+    depth = -(-4 * g.C // CHANNELS) * CHANNELS
+    du = memory.empty((len(work), ELEMENTS * depth * g.O), x.dtype)
     _weight_gradient(
-        product_address(x.dtype), x.reshape(-1), gy.reshape(-1), du,
+        x.reshape(-1), gy.reshape(-1), du,
         (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), work,
     )  # fmt: skip
     return _back(du, g, plan.panel)

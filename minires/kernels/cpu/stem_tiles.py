@@ -152,28 +152,24 @@ def _output_line(m, at, step, k):
 
 
 @njit(cache=True)
-def _output_tile(m, at, step, y, to, row, O, channels, L, k):
-    """A^T m A of one tile: m[at + (7*i + j)*step + o] -> y[to + i*row + j*O + o], 4x4 pixels."""
-    o = 0
-    while o < channels:
-        p, q = at + o, to + o
-        m0, m1 = _output_line(m, p, step, k), _output_line(m, p + step, step, k)
-        m2, m3 = _output_line(m, p + 2 * step, step, k), _output_line(m, p + 3 * step, step, k)
-        m4, m5 = _output_line(m, p + 4 * step, step, k), _output_line(m, p + 5 * step, step, k)
-        m6 = _output_line(m, p + 6 * step, step, k)
-        _store_line(y, q, O, _at(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0], m6[0], k))
-        _store_line(y, q + row, O, _at(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], m6[1], k))
-        _store_line(y, q + 2 * row, O, _at(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], m6[2], k))
-        _store_line(y, q + 3 * row, O, _at(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], m6[3], k))
-        o += L
+def _output_tile(m, at, step, to, L, k):
+    """A^T m A of one vector of channels: m[at + (7*i + j)*step] -> m[to + (4*i + j)*L]."""
+    m0, m1 = _output_line(m, at, step, k), _output_line(m, at + step, step, k)
+    m2, m3 = _output_line(m, at + 2 * step, step, k), _output_line(m, at + 3 * step, step, k)
+    m4, m5 = _output_line(m, at + 4 * step, step, k), _output_line(m, at + 5 * step, step, k)
+    m6 = _output_line(m, at + 6 * step, step, k)
+    _store_line(m, to, L, _at(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0], m6[0], k))
+    _store_line(m, to + 4 * L, L, _at(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], m6[1], k))
+    _store_line(m, to + 8 * L, L, _at(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], m6[2], k))
+    _store_line(m, to + 12 * L, L, _at(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], m6[3], k))
 
 
 @njit(cache=True)
-def _store_line(y, at, O, v):
-    store(y, at, v[0])
-    store(y, at + O, v[1])
-    store(y, at + 2 * O, v[2])
-    store(y, at + 3 * O, v[3])
+def _store_line(m, at, L, v):
+    store(m, at, v[0])
+    store(m, at + L, v[1])
+    store(m, at + 2 * L, v[2])
+    store(m, at + 3 * L, v[3])
 
 
 @njit(cache=True)
@@ -191,37 +187,29 @@ def _store_a(y0, y1, y2, y3, out, at, step, k):
 
 
 @njit(cache=True)
-def _gradient_pair(gy, at, row, O, out, to, step, pair, k):
+def _load_gradient(w, at, L, pair):
+    y0, y1 = load(w, at), load(w, at + 4 * L)
+    return _a_pair(y0, y1, load(w, at + 8 * L), load(w, at + 12 * L), pair)
+
+
+@njit(cache=True)
+def _gradient_pair(w, at, L, to, step, pair, k):
     """Two rows of A gy A^T, for a point and its negative."""
-    z0 = _load_gradient(gy, at, row, pair)
-    z1 = _load_gradient(gy, at + O, row, pair)
-    z2 = _load_gradient(gy, at + 2 * O, row, pair)
-    z3 = _load_gradient(gy, at + 3 * O, row, pair)
-    _store_a(z0[0], z1[0], z2[0], z3[0], out, to, step, k)
-    _store_a(z0[1], z1[1], z2[1], z3[1], out, to + SIZE * step, step, k)
+    z0, z1 = _load_gradient(w, at, L, pair), _load_gradient(w, at + L, L, pair)
+    z2, z3 = _load_gradient(w, at + 2 * L, L, pair), _load_gradient(w, at + 3 * L, L, pair)
+    _store_a(z0[0], z1[0], z2[0], z3[0], w, to, step, k)
+    _store_a(z0[1], z1[1], z2[1], z3[1], w, to + SIZE * step, step, k)
 
 
 @njit(cache=True)
-def _load_gradient(gy, at, row, pair):
-    y0, y1 = load(gy, at), load(gy, at + row)
-    return _a_pair(y0, y1, load(gy, at + 2 * row), load(gy, at + 3 * row), pair)
-
-
-@njit(cache=True)
-def _gradient_tile(gy, at, row, O, channels, out, to, step, L, k):
-    """A gy A^T of one 4x4 tile: gy[at + i*row + j*O + o] -> out[to + (7*i + j)*step + o]."""
-    o = 0
-    while o < channels:
-        p, q = at + o, to + o
-        _gradient_pair(gy, p, row, O, out, q, step, k.a, k)
-        _gradient_pair(gy, p, row, O, out, q + 2 * SIZE * step, step, k.b, k)
-        _gradient_pair(gy, p, row, O, out, q + 4 * SIZE * step, step, k.c, k)
-        p += 3 * row
-        _store_a(
-            load(gy, p), load(gy, p + O), load(gy, p + 2 * O), load(gy, p + 3 * O),
-            out, q + 6 * SIZE * step, step, k,
-        )  # fmt: skip
-        o += L
+def _gradient_tile(w, at, to, step, L, k):
+    """A gy A^T of one vector of channels: w[at + (4*i + j)*L] -> w[to + (7*i + j)*step]."""
+    _gradient_pair(w, at, L, to, step, k.a, k)
+    _gradient_pair(w, at, L, to + 2 * SIZE * step, step, k.b, k)
+    _gradient_pair(w, at, L, to + 4 * SIZE * step, step, k.c, k)
+    at, to = at + 12 * L, to + 6 * SIZE * step
+    y0, y1, y2, y3 = load(w, at), load(w, at + L), load(w, at + 2 * L), load(w, at + 3 * L)
+    _store_a(y0, y1, y2, y3, w, to, step, k)
 
 
 # -- tiles of images -------------------------------------------------------------------------------
@@ -281,32 +269,25 @@ def load_gradient_tiles(gy, corner, line, O, rows, columns, channels, w, begin, 
     """Transform 4x4 tiles of the upstream gradient: w[begin + (7*i + j)*step + t*channels + o].
 
     Their pixels: `rows` by `columns`, at most 4 rows, from `corner` on; further ones are zero.
-    patch: where in w there is room for a tile's pixels.
+    patch: where in w there is room for 16 vectors.
     """
     for t in range((columns + 3) // 4):
-        at, to, there = corner + 4 * t * O, begin + t * channels, columns - 4 * t
-        if rows == 4 and there >= 4:
-            _gradient_tile(gy, at, line, O, channels, w, to, step, L, k)
-        else:
+        for o in range(0, channels, L):
             for i in range(4):
+                at = corner + 4 * t * O + i * line + o
                 for j in range(4):
-                    inside, pixel = i < rows and j < there, at + i * line + j * O
-                    for o in range(0, channels, L):
-                        value = load_where(gy, pixel + o, inside)
-                        store(w, patch + (i * 4 + j) * channels + o, value)
-            _gradient_tile(w, patch, 4 * channels, channels, channels, w, to, step, L, k)
+                    inside = i < rows and 4 * t + j < columns
+                    store(w, patch + (4 * i + j) * L, load_where(gy, at + j * O, inside))
+            _gradient_tile(w, patch, begin + t * channels + o, step, L, k)
 
 
 @njit(cache=True)
 def store_tiles(m, begin, step, y, corner, line, O, rows, columns, channels, patch, L, k):
     """Transform products m[begin + (7*i + j)*step + t*channels + o] back into pixels of y."""
     for t in range((columns + 3) // 4):
-        to, at, there = corner + 4 * t * O, begin + t * channels, columns - 4 * t
-        if rows == 4 and there >= 4:
-            _output_tile(m, at, step, y, to, line, O, channels, L, k)
-        else:
-            _output_tile(m, at, step, m, patch, 4 * channels, channels, channels, L, k)
+        for o in range(0, channels, L):
+            _output_tile(m, begin + t * channels + o, step, patch, L, k)
             for i in range(rows):
-                for j in range(min(4, there)):
-                    pixel = patch + (i * 4 + j) * channels
-                    copy_run(m, pixel, y, to + i * line + j * O, channels, L)
+                at = corner + 4 * t * O + i * line + o
+                for j in range(min(4, columns - 4 * t)):
+                    store(y, at + j * O, load(m, patch + (4 * i + j) * L))
