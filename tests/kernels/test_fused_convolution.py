@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import laid_out
 
-from minires.kernels import conv_geometry, threads
-from minires.kernels.fusing import After, Before
+from minires.kernels import available, conv_geometry, threads
+from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, After, Before
 
 columns = pytest.importorskip("minires.kernels.cpu.columns", reason="needs Numba")
 direct = pytest.importorskip("minires.kernels.cpu.direct", reason="needs Numba")
@@ -150,6 +150,15 @@ def test_nan_goes_through() -> None:
     found = columns.conv2d_fused(x, weight, g, before, After(shift, None, True), False)
     assert np.isnan(found[0, :, 2, 2]).all()
     assert np.isfinite(found[1]).all()
+
+
+def test_they_are_registered_for_what_they_can_do() -> None:
+    kernels = {k.name: k for k in available("conv2d") if k.backend == "cpu"}
+    for module, layer in LAYERS:
+        kernel, g = kernels[name(module)], case(0, layer, np.float32)[2]
+        assert kernel.can_fuse(BEFORE, g) == ((module, layer) in POINTWISE)
+        assert kernel.can_fuse(AFTER, g)
+        assert kernel.can_fuse(MOMENTS, g)
 
 
 def test_what_cannot_be_fused() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minires.kernels import reference  # registered first: the last that fits is preferred
-from minires.kernels.fusing import BEFORE, MOMENTS
+from minires.kernels.fusing import AFTER, BEFORE, MOMENTS
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 from minires.kernels.registry import Condition, register
 from minires.kernels.threads import use_own_threads
@@ -50,6 +50,11 @@ def _winograd(g: ConvGeometry) -> bool:
 def _columns(g: ConvGeometry) -> bool:
     """One group, output channels (of 1x1, input channels too) in multiples of 16."""
     return g.groups == 1 and g.O % VECTOR == 0 and (not g.pointwise or g.C % VECTOR == 0)
+
+
+def _plain_product(g: ConvGeometry) -> bool:
+    """1x1, stride 1, unpadded."""
+    return g.pointwise and g.stride == (1, 1)
 
 
 def _direct(g: ConvGeometry) -> bool:
@@ -124,16 +129,23 @@ def _add(
     add(_late(module, operation, summary))
 
 
-for _pass in ("conv2d", "conv2d_grad_input"):
-    _summary, _adds = "im2col a few pixels at a time, in cache.", _pass == "conv2d_grad_input"
-    _add(_pass, "columns", "columns", _columns, _large, _summary, _adds)
+_summary = "im2col a few pixels at a time, in cache."
+_add(
+    "conv2d", "columns", "columns", _columns, _large, _summary,
+    fuses={BEFORE: _plain_product, AFTER: None, MOMENTS: None},
+)  # fmt: skip
+_add("conv2d_grad_input", "columns", "columns", _columns, _large, _summary, adds=True)
 _pass = "conv2d_grad_weight"
 _add(
     _pass, "outer", "outer", _columns, _large, "Outer products, in ranges that stay in cache.",
     fuses={BEFORE: None},
 )  # fmt: skip
-_add("conv2d", "direct", "direct", _direct, _short_rows, "Window rows read where they lie.")
-_add(_pass, "direct", "direct", _direct, _very_short_rows, "Window rows read where they lie.")
+_summary = "Window rows read where they lie."
+_add(
+    "conv2d", "direct", "direct", _direct, _short_rows, _summary,
+    fuses={AFTER: None, MOMENTS: None},
+)  # fmt: skip
+_add(_pass, "direct", "direct", _direct, _very_short_rows, _summary)
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     _adds = _pass == "conv2d_grad_input"
     _add(
