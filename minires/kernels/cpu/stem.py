@@ -214,7 +214,8 @@ def _transformed(weight: Any, panel: int) -> Any:
 def _back(du: Any, g: ConvGeometry, panel: int) -> Any:
     """dg = G^T dU G of the workers' sums: (O, C, KH, KW)."""
     (O, C, KH, KW), depths = g.weight_shape, _depths(g).reshape(SIZE, SIZE)
-    parts = du.reshape(len(du), SIZE, SIZE, O // panel, -1, panel)
+    depth = du.shape[1] // (ELEMENTS * O)
+    parts = du.reshape(len(du), SIZE, SIZE, O // panel, depth, panel)
     sums = np.zeros((SIZE, SIZE, O // panel, 4 * C, panel))
     for i in FINITE, LAST:
         for j in FINITE, LAST:
