@@ -63,7 +63,7 @@ def convolve(
         else:
             x = x.make()
     args = x, weight, g
-    moments = moments and ops.conv2d.fusing(MOMENTS, *args)
+    moments = moments and g.N * g.out[0] * g.out[1] > 0 and ops.conv2d.fusing(MOMENTS, *args)
     if before is None and after is None and not moments:
         return ops.conv2d(*args), None
     result = ops.conv2d.fused(*args, before=before, after=after, moments=moments)

@@ -33,11 +33,9 @@ def _zeros(*shape: int) -> Parameter:
 class Conv2d(Module):
     """2-D convolution; weight (out, in/groups, KH, KW), He-initialised (fan_out), bias zero.
 
-    feeds_norm: set by who puts a batch norm behind it: in training, the statistics that it needs
-        are summed on the way.
+    feeds_norm: an attribute, true at first of a convolution without bias, since that is what a
+        batch norm behind it wants: in training, the batch norm's sums are made on the way.
     """
-
-    feeds_norm = False
 
     def __init__(
         self,
@@ -71,6 +69,7 @@ class Conv2d(Module):
         else:
             self.padding = pair(padding, "padding", "Conv2d", 0)
         self.dilation = pair(dilation, "dilation", "Conv2d", 1)
+        self.feeds_norm = not bias
         self.weight = _zeros(out_channels, in_channels // groups, *self.kernel_size)
         self.bias = _zeros(out_channels) if bias else None
         if self.bias is None:
