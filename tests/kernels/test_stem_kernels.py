@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,14 @@ from oracles import laid_out
 
 pytest.importorskip("numba")
 import minires as mr
-from minires.kernels import conv_geometry, operation, threads
-from minires.kernels.cpu import stem, stem_tiles
+from minires.kernels import ConvGeometry, conv_geometry, operation, threads
+from minires.kernels.cpu import norm, stem, stem_tiles
+from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, After, Before
 from minires.kernels.registry import use
 from minires.kernels.threads import use_own_threads
 
 PASSES = ("conv2d", "conv2d_grad_weight")
+OUTPUTS = (16, 32, 48, 96, 128)
 BOUND = 5e-6  # on images, largest error over largest value
 
 
@@ -28,38 +32,79 @@ def own_threads() -> None:
     use_own_threads()
 
 
-def sizes(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
-    return st.tuples(st.integers(low, high), st.integers(low, high))
-
-
 def close(found: np.ndarray, expected: np.ndarray) -> None:
     bound = 1e-12 * max(1.0, float(np.abs(expected).max(initial=0)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
-@given(
-    N=st.integers(0, 3), C=st.integers(1, 4), O=st.sampled_from([16, 32, 48]),
-    size=sizes(1, 24), kernel=sizes(5, 8), pad=sizes(0, 8), layout=layouts, seed=seeds,
-    workers=st.sampled_from([1, 2, 3, 64]), run=st.sampled_from([1, 2, 30]),
-)  # fmt: skip
-def test_both_passes(
-    N: int, C: int, O: int, size: tuple[int, int], kernel: tuple[int, int], pad: tuple[int, int],
-    layout: str, seed: int, workers: int, run: int,
-) -> None:  # fmt: skip
-    """With fewer images than workers, images smaller than a tile, and several runs in a row."""
-    size = tuple(max(s, k - 2 * p) for s, k, p in zip(size, kernel, pad, strict=True))  # that fit
-    g = conv_geometry((N, C, *size), (O, C, *kernel), 2, pad)
-    x, weight, gy = (
-        laid_out(normal(seed + k, s), layout)
-        for k, s in enumerate((g.x_shape, g.weight_shape, g.y_shape))
-    )
-    settings = (2, 2), pad, (1, 1), 1
+Case = tuple[ConvGeometry, Any, Any, Any, int, int]
+
+
+@st.composite
+def cases(draw: Any, fewest: int = 0) -> Case:
+    """Geometry, x, weight, gy, how many workers, and tiles in a run: images smaller than a tile,
+    fewer runs than workers, several in a row."""
+    pairs = st.tuples(st.integers(5, 8), st.integers(0, 8), st.integers(1, 24))
+    (KH, ph, H), (KW, pw, W) = draw(pairs), draw(pairs)
+    N, C, O = draw(st.integers(fewest, 3)), draw(st.integers(1, 4)), draw(st.sampled_from(OUTPUTS))
+    H, W = max(H, KH - 2 * ph), max(W, KW - 2 * pw)  # as large as the kernel, with its padding
+    g = conv_geometry((N, C, H, W), (O, C, KH, KW), 2, (ph, pw))
+    layout, seed = draw(layouts), draw(seeds)
+    shapes = g.x_shape, g.weight_shape, g.y_shape
+    x, weight, gy = (laid_out(normal(seed + k, s), layout) for k, s in enumerate(shapes))
+    return g, x, weight, gy, draw(st.sampled_from([1, 2, 3, 64])), draw(st.sampled_from([1, 2, 30]))
+
+
+@contextmanager
+def divided(workers: int, run: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "_count", workers)
         patch.setattr(stem, "RUN", run)
+        yield
+
+
+@given(case=cases())
+def test_both_passes(case: Case) -> None:
+    g, x, weight, gy, *division = case
+    with divided(*division):
         found, back = stem.conv2d(x, weight, g), stem.conv2d_grad_weight(x, gy, g)
+    settings = (2, 2), g.padding, (1, 1), 1
     close(found, oracles.conv2d(x, weight, *settings))
     close(back, oracles.conv2d_grad_weight(x, gy, g.weight_shape, *settings))
+
+
+@given(case=cases(), rectify=st.booleans(), joined=st.booleans())
+def test_finished_before_it_is_stored(case: Case, rectify: bool, joined: bool) -> None:
+    g, x, weight, gy, *division = case
+    after = After(normal(0, (g.O,)), gy if joined else None, rectify)
+    with divided(*division):
+        found = stem.conv2d_fused(x, weight, g, None, after, False)
+    np.testing.assert_array_equal(
+        found, norm.normalise(stem.conv2d(x, weight, g), None, None, *after)
+    )
+
+
+@given(case=cases(fewest=1))
+def test_moments(case: Case) -> None:
+    g, x, weight, _, *division = case
+    with divided(*division):
+        y, mean, var = stem.conv2d_fused(x, weight, g, None, None, True)
+    np.testing.assert_array_equal(y, stem.conv2d(x, weight, g))
+    close(mean, y.mean(axis=(0, 2, 3)))
+    close(var, y.var(axis=(0, 2, 3)))
+
+
+def test_what_cannot_be_fused() -> None:
+    x, weight = normal(0, (1, 3, 9, 9)), normal(1, (16, 3, 7, 7))
+    g = conv_geometry(x.shape, weight.shape, 2, 3)
+    before, after = (normal(2, (3,)),) * 3, After(normal(3, (16,)), None, True)
+    with pytest.raises(ValueError, match="normalise x in a pass of its own"):
+        stem.conv2d_fused(x, weight, g, Before(*before), None, False)
+    with pytest.raises(ValueError, match="not both"):
+        stem.conv2d_fused(x, weight, g, None, after, True)
+    empty = conv_geometry((0, 3, 9, 9), weight.shape, 2, 3)
+    with pytest.raises(ValueError, match="no pixels"):
+        stem.conv2d_fused(x[:0], weight, empty, None, None, True)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +166,9 @@ def test_the_constants_are_exact_in_float32() -> None:
 def test_it_is_chosen_for_the_first_layers_it_supports(name: str) -> None:
     g = conv_geometry((16, 3, 224, 224), (64, 3, 7, 7), 2, 3)
     assert operation(name).select("cpu", g).name == "winograd-stem"
+    if name == "conv2d":
+        kernel = operation(name).select("cpu", g)
+        assert [kernel.can_fuse(part, g) for part in (BEFORE, AFTER, MOMENTS)] == [0, 1, 1]
     with use(algorithm="exact"):
         assert operation(name).select("cpu", g).name == "direct"
     for other in (

@@ -152,8 +152,11 @@ for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
         _pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds,
         fuses=None if _adds else {BEFORE: None},
     )  # fmt: skip
-for _pass in ("conv2d", "conv2d_grad_weight"):
-    _add(_pass, "winograd-stem", "stem", _stem, _large, "Winograd F(4x4, 4x4) of four phases.")
+_summary = "Winograd F(4x4, 4x4) of the image's four phases."
+_add(
+    "conv2d", "winograd-stem", "stem", _stem, _large, _summary, fuses={AFTER: None, MOMENTS: None}
+)
+_add("conv2d_grad_weight", "winograd-stem", "stem", _stem, _large, _summary)
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     for _pass in (f"{_name}_train", f"{_name}_grad"):
         _statistics = {MOMENTS: None} if _pass.endswith("train") else None

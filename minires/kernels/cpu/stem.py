@@ -2,9 +2,10 @@
 
 How it runs: a worker takes a run of tiles, part of a row of tiles, through all steps. Few input
 channels and many output channels ask for another order than in `winograd.py`: the run is
-transformed once, then one panel of output channels after the other is multiplied and transformed
-back, so that what lies between stays near the core. While the core multiplies, it asks for the
-pixels that it will write, or for the upstream gradient of the next run.
+transformed once, then some output channels after the others are multiplied and transformed back,
+so that what lies between stays near the core. While the core multiplies, it asks for the
+pixels that it will write, or for the upstream gradient of the next run. Finished rows of a run may
+be shifted, rectified or summed (`finishing.py`).
 
 Workers own fixed ranges of runs, so the result does not depend on which one is faster. The weight
 has a few thousand numbers, whose transforms are matrix products, left to NumPy, in float64.
@@ -18,6 +19,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
+from minires.kernels.cpu.finishing import check_before, finish_of, finish_rows, merged_moments
 from minires.kernels.cpu.simd import lanes, prefetch
 from minires.kernels.cpu.stem_tiles import (
     SIZE,
@@ -29,6 +31,7 @@ from minires.kernels.cpu.stem_tiles import (
     transform_rows,
 )
 from minires.kernels.cpu.tile import tile_product
+from minires.kernels.fusing import After, Before
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -55,14 +58,14 @@ def _ask_for(y, at, share, L):
 
 
 @njit(cache=True, parallel=True)
-def _convolve(x, u, y, shape, out, pad, plan, depths, work):
-    """Each worker takes its runs of tiles through all three steps."""
+def _convolve(x, u, y, finish, counts, shape, out, pad, plan, depths, work):
+    """Each worker takes its runs of tiles through all three steps; counts: of its pixels."""
     (H, W, C), (OH, OW, O) = shape, out
     rows, cols, parts, near, length, panel, panels, v, v_step, m, m_step, patch, L = plan
     workers, channels, line = len(work), panels * panel, OW * O
     runs = x.size // (H * W * C) * rows * parts
     for worker in prange(workers):
-        k, mine = constants(x), work[worker]
+        k, mine, kept, sums = constants(x), work[worker], finish.kept[worker], finish.sums[worker]
         start, stop = np.intp(worker * runs // workers), np.intp((worker + 1) * runs // workers)
         for run in range(start, stop):
             n, row, first, end = _place(run, rows, parts, cols)
@@ -95,6 +98,12 @@ def _convolve(x, u, y, shape, out, pad, plan, depths, work):
                 store_tiles(
                     mine, m, m_step, y, corner + o, line, O, high, wide, channels, patch, L, k
                 )  # fmt: skip
+            for i in range(high):
+                finish_rows(
+                    y, corner + i * line, wide, O, finish.shift, finish.shortcut, finish.rectify,
+                    kept, sums, run == start and i == 0, L,
+                )  # fmt: skip
+            counts[worker] += high * wide
 
 
 @njit(cache=True, parallel=True)
@@ -235,14 +244,27 @@ def _back(du: Any, g: ConvGeometry, panel: int) -> Any:
 
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Winograd F(4x4, 4x4) of the image's four phases."""
+    return conv2d_fused(x, weight, g, None, None, moments=False)
+
+
+def conv2d_fused(
+    x: Any, weight: Any, g: ConvGeometry, before: Before | None, after: After | None, moments: bool
+) -> Any:
+    """The same and what `after` makes of it (`fusing.py`), or (y, mean, var), in float64.
+
+    Raises ValueError for a `before`, for `after` together with `moments`, and for the moments of
+    nothing.
+    """
+    check_before(before, possible=False)
     x = to_nhwc(x)
     plan, work = _plan(g, x.dtype)
-    y = memory.empty((g.N, *g.out, g.O), x.dtype)
+    finish = finish_of(after, moments, g.O, len(work), x.dtype)
+    y, counts = memory.empty((g.N, *g.out, g.O), x.dtype), np.zeros(len(work), np.intp)
     _convolve(
-        x.reshape(-1), _transformed(weight, plan.panel), y.reshape(-1),
+        x.reshape(-1), _transformed(weight, plan.panel), y.reshape(-1), finish, counts,
         (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), work,
     )  # fmt: skip
-    return to_nchw(y)
+    return (to_nchw(y), *merged_moments(finish, counts)) if moments else to_nchw(y)
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
