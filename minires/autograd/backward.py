@@ -98,11 +98,11 @@ class _Walk:
             while self.heap:
                 _, node = heapq.heappop(self.heap)
                 self.visit(node)
-            for identity, (leaf, pending) in self.leaves.items():
+            for leaf, pending in self.leaves.values():
                 if leaf._hooks:
                     _apply_hooks(leaf._hooks, pending, leaf.shape, leaf.dtype)
-                if (identity, 0) in self.wanted:
-                    self.found[(identity, 0)] = pending
+                if self.wanted and (id(leaf), 0) in self.wanted:
+                    self.found[(id(leaf), 0)] = pending
 
     def visit(self, node: Function) -> None:
         collected = self.pending.pop(id(node))

@@ -188,10 +188,13 @@ class Function:
 
     def __call__(self, *tensors: Tensor) -> Any:
         arrays: list[Any] = []
-        on_host, wanted = True, False
+        takes_pending, on_host, wanted = self.takes_pending, True, False
         try:
             for tensor in tensors:
-                array = array_or_pending(tensor) if self.takes_pending else tensor._data
+                if takes_pending and type(tensor) is Deferred:
+                    array = array_or_pending(tensor)
+                else:
+                    array = tensor._data
                 arrays.append(array)
                 if type(array) is not np.ndarray and not isinstance(array, Pending):
                     on_host = False
@@ -250,11 +253,6 @@ class Function:
         self, tensors: tuple[Tensor, ...], arrays: list[Any], outputs: tuple[Tensor, ...]
     ) -> None:
         """Become a node of the graph."""
-        if self.takes_pending:  # forward may have made it
-            arrays = [
-                array_or_pending(tensor) if isinstance(array, Pending) else array
-                for array, tensor in zip(arrays, tensors, strict=True)
-            ]
         if self.sequence >= 0:
             raise RuntimeError(
                 f"{self.name}: one object stands for one call; make a new one for each, as in "
@@ -263,7 +261,12 @@ class Function:
         self.sequence = next(_sequence)
         edges: list[Any] = []
         needs: list[bool] = []
-        for tensor in tensors:
+        places: dict[int, int] = {}  # of the inputs, by the identity of their arrays
+        for i, tensor in enumerate(tensors):
+            array = arrays[i]
+            if type(array) is not np.ndarray and isinstance(array, Pending):
+                array = array_or_pending(tensor)  # forward may have made it
+            places[id(array)] = i
             node = tensor._node
             if node is not None:
                 node.consumers += 1
@@ -274,23 +277,32 @@ class Function:
                 needs.append(tensor.requires_grad)
         self.edges, self.needs = edges, tuple(needs)
         self.outputs = shapes = []
+        results = []
         for index, output in enumerate(outputs):
             output.requires_grad, output._node, output._index = True, self, index
-            shapes.append((output.shape, output.dtype))
+            result = array_or_pending(output) if type(output) is Deferred else output._data
+            results.append(result)
+            shapes.append((result.shape, result.dtype))
         if self._to_save is not None:
             self._saved = saved = {}
             for name, array in self._to_save.items():
-                for i, known in enumerate(arrays):
-                    if array is known:
-                        tensor = tensors[i]
-                        saved[name] = _kept(array, tensor._buffer, edges[i], tensor._node)
-                        break
+                place = places.get(id(array))
+                if place is not None:
+                    tensor = tensors[place]
+                    buffer, edge, maker = tensor._buffer, edges[place], tensor._node
                 else:
-                    saved[name] = array
-                    for i, output in enumerate(outputs):
-                        if array is array_or_pending(output):
+                    for index, result in enumerate(results):
+                        if array is result:
                             # Only the index: an edge to the node would be a reference cycle.
-                            saved[name] = _kept(array, output._buffer, i, self)
+                            buffer, edge, maker = outputs[index]._buffer, index, self
+                            break
+                    else:
+                        saved[name] = array
+                        continue
+                if array.nbytes >= LARGE and maker is not None and _can_rebuild(maker, buffer):
+                    saved[name] = Rebuilt(buffer, edge)
+                else:
+                    saved[name] = Saved(made(array), buffer, edge)
             self._to_save = None
 
     @property
@@ -337,12 +349,11 @@ class Function:
         item = self._saved[name]
         if type(item) is Saved:
             edge, buffer = item.edge, item.buffer
-            # A leaf whose `.data` was assigned holds other memory than was saved.
-            leaf = edge is not None and type(edge) is not tuple and type(edge) is not int
             if (
                 buffer.version != item.version
                 or (buffer.exposed and item.changed())
-                or (leaf and edge._buffer is not buffer)
+                # A leaf whose `.data` was assigned holds other memory than was saved.
+                or (isinstance(edge, Tensor) and edge._buffer is not buffer)
             ):
                 raise RuntimeError(
                     f"{self.name}: {name!r} ({describe(item.array)}) was saved for backward "
@@ -402,11 +413,9 @@ class Function:
         self.edges = None
 
 
-def _kept(array: Any, buffer: Buffer, edge: Any, maker: Function | None) -> Saved | Rebuilt:
-    """What to keep of an input or output: the array, unless it is large and can be made again."""
-    if array.nbytes >= LARGE and maker is not None and maker.can_rebuild() and not buffer.exposed:
-        return Rebuilt(buffer, edge)
-    return Saved(made(array), buffer, edge)
+def _can_rebuild(maker: Function, buffer: Buffer) -> bool:
+    """Whether an output need not be kept: its operation can make it again, and nobody holds it."""
+    return maker.can_rebuild() and not buffer.exposed
 
 
 def _tell_apart(arrays: list[Any], tensors: tuple[Tensor, ...]) -> None:

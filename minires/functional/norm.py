@@ -131,8 +131,10 @@ def batch_norm_add_relu(
     shortcut: of the shape and dtype of x; raises ValueError or TypeError if it is not.
     """
     x, shortcut = as_tensor(x), as_tensor(shortcut)
-    floating("batch_norm_add_relu", x=x)
-    _like("batch_norm_add_relu", x, shortcut)
+    a, b = x._data, shortcut._data
+    if not (a.dtype is b.dtype and a.dtype.kind == "f" and a.shape == b.shape):  # not as usual
+        floating("batch_norm_add_relu", x=x)
+        _like("batch_norm_add_relu", x, shortcut)
     return _batch_norm(
         x, running_mean, running_var, weight, bias, training, momentum, eps,
         fuse_relu=True, shortcut=shortcut,
