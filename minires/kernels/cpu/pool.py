@@ -1,65 +1,159 @@
-"""Max pooling in one read: windows are walked per output pixel, all channels at a time."""
+"""Max pooling: every array once through memory, channels by the vector.
+
+    y[i, j] = max_{u, v} x[i*sh - ph + u*dh, j*sw - pw + v*dw]        places[i, j] = u*KW + v
+    gx[h, w] = sum over the windows (i, j) whose place is (h, w)  gy[i, j]
+
+Forward, the largest values so far and their places stay in registers while a window is walked; a
+place is kept as a floating-point number, which is exact, so that one comparison serves both.
+
+Backward, a worker makes one row of gx after the other, out of the few rows of gy whose windows
+touch it, while it is in cache. Every position of a window is compared with the place: no channel
+writes to an address of its own, and no rows are shared by workers. The order of the sums is the
+reference's: down the window, and along it, which is from the last output to the first.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
 from minires.kernels import memory
+from minires.kernels.cpu.copying import clear_run
+from minires.kernels.cpu.simd import element_pointer, fill, lanes, load, store
 from minires.kernels.geometry import PoolGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
 
 
+def _integers(vector: Any) -> Any:
+    return ir.VectorType(ir.IntType(32), vector.count)
+
+
+@intrinsic
+def _if_larger(typingctx: Any, value: Any, best: Any, a: Any, b: Any) -> Any:
+    """a in the lanes where value > best, or where only value is NaN; elsewhere b."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, best, a, b = args
+        larger = builder.fcmp_unordered(">", value, best)  # or either is NaN
+        number = builder.fcmp_ordered("ord", best, best)
+        return builder.select(builder.and_(larger, number), a, b)
+
+    return value(value, value, value, value), codegen
+
+
+@intrinsic
+def _where_equal(typingctx: Any, places: Any, index: Any, place: Any, v: Any) -> Any:
+    """v in the lanes where places[index], places[index + 1], ... (int32) are `place`, else 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places, index, place, v = args
+        integers = _integers(v.type)
+        pointer = element_pointer(context, builder, sig.args[0], places, index)
+        found = builder.load(builder.bitcast(pointer, integers.as_pointer()))
+        found.align = 4
+        first = builder.insert_element(
+            ir.Constant(integers, ir.Undefined), place, ir.IntType(32)(0)
+        )
+        wanted = builder.shuffle_vector(
+            first, ir.Constant(integers, ir.Undefined), ir.Constant(integers, None)
+        )
+        zero = ir.Constant(v.type, None)
+        return builder.select(builder.icmp_signed("==", found, wanted), v, zero)
+
+    return v(places, types.intp, types.int32, v), codegen
+
+
+@intrinsic
+def _store_integers(typingctx: Any, places: Any, index: Any, v: Any) -> Any:
+    """Write a vector of whole numbers to places[index], places[index + 1], ... (int32)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places, index, v = args
+        integers = _integers(v.type)
+        pointer = element_pointer(context, builder, sig.args[0], places, index)
+        pointer = builder.bitcast(pointer, integers.as_pointer())
+        builder.store(builder.fptosi(v, integers), pointer).align = 4
+        return context.get_dummy_value()
+
+    return types.void(places, types.intp, v), codegen
+
+
 @njit(cache=True)
-def _first(start, step):
-    """The first k with start + k * step >= 0."""
-    return (-start + step - 1) // step if start < 0 else 0
+def _inside(start, step, count, size):
+    """From which k on, and up to which, start + k * step lies within 0, ..., size - 1."""
+    if step == 1:  # without the divisions, which would cost as much as a vector's window
+        return max(-start, 0), min(count, size - start)
+    first = (-start + step - 1) // step if start < 0 else 0
+    return first, min(count, (size - start + step - 1) // step)
+
+
+@njit(cache=True)
+def _largest(x, at, row, step, u0, u1, v0, v1, KW, y, places, to):
+    """One channel of one window: the largest value and its place, the first of equal ones."""
+    best, place = x.dtype.type(-np.inf), u0 * KW + v0
+    for u in range(u0, u1):
+        for v in range(v0, v1):
+            value = x[at + u * row + v * step]
+            if value > best or (value != value and best == best):
+                best, place = value, u * KW + v
+    y[to], places[to] = best, place
 
 
 @njit(cache=True, parallel=True)
-def _max_pool(x, sizes, y, indices, workers):
+def _max_pool(x, sizes, y, places, workers, L):
     N, C, H, W, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+    row, step, whole = dh * W * C, dw * C, C - C % L
     for worker in prange(workers):
         for line in range(worker * N * OH // workers, (worker + 1) * N * OH // workers):
-            n, i = line // OH, line % OH
-            top = i * sh - ph
+            n, top = line // OH, line % OH * sh - ph
+            u0, u1 = _inside(top, dh, KH, H)
             for j in range(OW):
                 left, to = j * sw - pw, (line * OW + j) * C
-                best, place = y[to : to + C], indices[to : to + C]
-                u0, v0 = _first(top, dh), _first(left, dw)
-                best[:] = -np.inf
-                place[:] = u0 * KW + v0
-                for u in range(u0, KH):
-                    if top + u * dh >= H:
-                        break
-                    for v in range(v0, KW):
-                        if left + v * dw >= W:
-                            break
-                        at = ((n * H + top + u * dh) * W + left + v * dw) * C
-                        row, k = x[at : at + C], np.int32(u * KW + v)
-                        for c in range(C):
-                            # The first of equal values; a NaN beats any number.
-                            larger = row[c] > best[c] or (row[c] != row[c] and best[c] == best[c])
-                            best[c] = row[c] if larger else best[c]
-                            place[c] = k if larger else place[c]
+                v0, v1 = _inside(left, dw, KW, W)
+                at = ((n * H + top) * W + left) * C
+                for c in range(0, whole, L):
+                    best, place = fill(x, -np.inf), fill(x, u0 * KW + v0)
+                    for u in range(u0, u1):
+                        for v in range(v0, v1):
+                            value = load(x, at + c + u * row + v * step)
+                            place = _if_larger(value, best, fill(x, u * KW + v), place)
+                            best = _if_larger(value, best, value, best)
+                    store(y, to + c, best)
+                    _store_integers(places, to + c, place)
+                for c in range(whole, C):
+                    _largest(x, at + c, row, step, u0, u1, v0, v1, KW, y, places, to + c)
 
 
 @njit(cache=True, parallel=True)
-def _max_pool_grad(gy, indices, sizes, gx, workers):
-    N, C, H, W, _, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+def _max_pool_grad(gy, places, sizes, gx, workers, L):
+    N, C, H, W, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+    step, whole = dw * C, C - C % L
     for worker in prange(workers):
-        for n in range(worker * N // workers, (worker + 1) * N // workers):
-            gx[n * H * W * C : (n + 1) * H * W * C] = 0
-            for i in range(OH):
-                for j in range(OW):
-                    at = ((n * OH + i) * OW + j) * C
-                    for c in range(C):
-                        u, v = indices[at + c] // KW, indices[at + c] % KW
-                        h, w = i * sh - ph + u * dh, j * sw - pw + v * dw
-                        gx[((n * H + h) * W + w) * C + c] += gy[at + c]
+        for line in range(worker * N * H // workers, (worker + 1) * N * H // workers):
+            n, h = line // H, line % H
+            clear_run(gx, line * W * C, W * C, L)
+            for u in range(KH):
+                top = h + ph - u * dh
+                i = top // sh
+                if top % sh != 0 or not 0 <= i < OH:
+                    continue
+                for j in range(OW - 1, -1, -1):
+                    left, at = j * sw - pw, ((n * OH + i) * OW + j) * C
+                    v0, v1 = _inside(left, dw, KW, W)
+                    for c in range(0, whole, L):
+                        g, to = load(gy, at + c), (line * W + left) * C + c
+                        for v in range(v0, v1):
+                            chosen = _where_equal(places, at + c, np.int32(u * KW + v), g)
+                            store(gx, to + v * step, load(gx, to + v * step) + chosen)
+                    for c in range(whole, C):
+                        v = places[at + c] - u * KW
+                        if v0 <= v < v1:
+                            gx[(line * W + left) * C + c + v * step] += gy[at + c]
 
 
 def _sizes(g: PoolGeometry) -> tuple[int, ...]:
@@ -70,14 +164,19 @@ def max_pool2d(x: Any, g: PoolGeometry) -> tuple[Any, Any]:
     """The largest value of each window and its place in it (u * KW + v)."""
     x = to_nhwc(x)
     y = memory.empty((g.N, *g.out, g.C), x.dtype)
-    indices = memory.empty(y.shape, np.int32)
-    _max_pool(x.reshape(-1), _sizes(g), y.reshape(-1), indices.reshape(-1), num_threads())
-    return to_nchw(y), to_nchw(indices)
+    places = memory.empty(y.shape, np.int32)
+    _max_pool(
+        x.reshape(-1), _sizes(g), y.reshape(-1), places.reshape(-1), num_threads(), lanes(x.dtype)
+    )
+    return to_nchw(y), to_nchw(places)
 
 
 def max_pool2d_grad(gy: Any, indices: Any, g: PoolGeometry) -> Any:
     """Each output's gradient to the input that was the maximum."""
-    gy, indices = to_nhwc(gy), to_nhwc(indices)
+    gy, places = to_nhwc(gy), to_nhwc(indices)
     gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    _max_pool_grad(gy.reshape(-1), indices.reshape(-1), _sizes(g), gx.reshape(-1), num_threads())
+    _max_pool_grad(
+        gy.reshape(-1), places.reshape(-1), _sizes(g), gx.reshape(-1), num_threads(),
+        lanes(gy.dtype),
+    )  # fmt: skip
     return to_nchw(gx)
