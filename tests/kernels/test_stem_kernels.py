@@ -23,7 +23,7 @@ from minires.kernels.registry import use
 from minires.kernels.threads import use_own_threads
 
 PASSES = ("conv2d", "conv2d_grad_weight")
-OUTPUTS = (16, 32, 48, 96, 128)
+OUTPUTS = (32, 64, 96, 160)
 BOUND = 5e-6  # on images, largest error over largest value
 
 
@@ -95,9 +95,9 @@ def test_moments(case: Case) -> None:
 
 
 def test_what_cannot_be_fused() -> None:
-    x, weight = normal(0, (1, 3, 9, 9)), normal(1, (16, 3, 7, 7))
+    x, weight = normal(0, (1, 3, 9, 9)), normal(1, (32, 3, 7, 7))
     g = conv_geometry(x.shape, weight.shape, 2, 3)
-    before, after = (normal(2, (3,)),) * 3, After(normal(3, (16,)), None, True)
+    before, after = (normal(2, (3,)),) * 3, After(normal(3, (32,)), None, True)
     with pytest.raises(ValueError, match="normalise x in a pass of its own"):
         stem.conv2d_fused(x, weight, g, Before(*before), None, False)
     with pytest.raises(ValueError, match="not both"):
@@ -150,7 +150,7 @@ def test_nothing_is_left_over_from_the_call_before(name: str, layer: tuple[Any, 
 def test_products_are_left_out_where_they_are_zero() -> None:
     """169 of 4 * 49 per input channel for a kernel of 7, all of them for one of 8."""
     for kernel, expected in ((7, 7), 169), ((8, 7), 7 * 13 * 2), ((8, 8), 196):
-        g = conv_geometry((1, 3, 20, 20), (16, 3, *kernel), 2)
+        g = conv_geometry((1, 3, 20, 20), (32, 3, *kernel), 2)
         assert stem._depths(g).sum() == 3 * expected
 
 
@@ -175,6 +175,7 @@ def test_it_is_chosen_for_the_first_layers_it_supports(name: str) -> None:
         conv_geometry((16, 3, 224, 224), (64, 3, 7, 7), 1, 3),
         conv_geometry((16, 3, 224, 224), (64, 3, 3, 3), 2, 1),
         conv_geometry((16, 16, 112, 112), (64, 16, 7, 7), 2, 3),
+        conv_geometry((16, 3, 224, 224), (48, 3, 7, 7), 2, 3),
         conv_geometry((16, 3, 224, 224), (64, 3, 7, 7), 2, 3, 2),
     ):
         assert operation(name).select("cpu", other).name != "winograd-stem"

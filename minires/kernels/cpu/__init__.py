@@ -63,14 +63,14 @@ def _direct(g: ConvGeometry) -> bool:
 
 
 def _stem(g: ConvGeometry) -> bool:
-    """5x5 to 8x8, stride 2, one group, at most 4 channels, output channels in multiples of 16."""
+    """5x5 to 8x8, stride 2, one group, at most 4 channels, output channels in multiples of 32."""
     return (
         5 <= min(g.kernel) <= max(g.kernel) <= 8
         and g.stride == (2, 2)
         and g.dilation == (1, 1)
         and g.groups == 1
         and g.C <= 4
-        and g.O % VECTOR == 0
+        and g.O % (2 * VECTOR) == 0
     )
 
 

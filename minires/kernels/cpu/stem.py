@@ -84,16 +84,10 @@ def _convolve(x, u, y, finish, counts, shape, out, pad, plan, depths, work):
                         a, c = v + e * v_step, m + e * m_step + p * panel
                         b = (e * O + o + p * panel) * 4 * C
                         for _ in range(first, end, ROWS):
-                            if panel == L:
-                                tile_product(
-                                    4, 1, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
-                                    depths[e], False,
-                                )  # fmt: skip
-                            else:
-                                tile_product(
-                                    4, 2, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
-                                    depths[e], False,
-                                )  # fmt: skip
+                            tile_product(
+                                4, 2, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
+                                depths[e], False,
+                            )  # fmt: skip
                             a, c = a + ROWS * 4 * C, c + ROWS * channels
                 store_tiles(
                     mine, m, m_step, y, corner + o, line, O, high, wide, channels, patch, L, k
@@ -138,16 +132,10 @@ def _weight_gradient(x, gy, du, shape, out, pad, plan, depths, work):
                         a, b = v + e * v_step, w + e * w_step + p * panel
                         c, add = (e * O + o + p * panel) * depth, run > start
                         for _ in range(0, depths[e], CHANNELS):
-                            if panel == L:
-                                tile_product(
-                                    6, 1, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
-                                    end - first, add,
-                                )  # fmt: skip
-                            else:
-                                tile_product(
-                                    6, 2, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
-                                    end - first, add,
-                                )  # fmt: skip
+                            tile_product(
+                                6, 2, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
+                                end - first, add,
+                            )  # fmt: skip
                             a, c = a + CHANNELS, c + CHANNELS * panel
 
 
@@ -184,14 +172,14 @@ def _plan(g: ConvGeometry, dtype: Any) -> tuple[Plan, Any]:
     room = -(-cols // (parts * ROWS)) * ROWS
     near = g.C if g.kernel[1] < 8 else 2 * g.C
     length = -(-2 * (4 * cols + 3) * g.C // L) * L
-    panel = 2 * L if g.O % (2 * L) == 0 else L
+    panel = 2 * L
     panels = next(p for p in range(WIDTH // panel, 0, -1) if g.O % (p * panel) == 0)
     v, v_step, m_step = 2 * SIZE * length + L, room * 4 * g.C + L, room * panels * panel + L
     m = v + ELEMENTS * v_step
     patch = m + ELEMENTS * m_step
     plan = Plan(rows, cols, parts, near, length, panel, panels, v, v_step, m, m_step, patch, L)
     workers = min(num_threads(), g.N * rows * parts)
-    return plan, memory.empty((workers, patch + 16 * L), dtype)
+    return plan, memory.empty((workers, patch + 4 * SIZE * L), dtype)
 
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))

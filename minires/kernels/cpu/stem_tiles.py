@@ -97,9 +97,6 @@ def constants(like):
     )
 
 
-# -- one dimension ---------------------------------------------------------------------------------
-
-
 @njit(cache=True)
 def _bt_pair(d0, d1, d2, d3, d4, d5, k):
     """The rows of B^T d for a point and its negative."""
@@ -119,8 +116,10 @@ def _load_bt(x, at, step, k):
 
 
 @njit(cache=True)
-def _at(m0, m1, m2, m3, m4, m5, m6, k):
+def _load_at(m, at, step, k):
     """A^T m for one line of seven vectors: four outputs."""
+    m0, m1, m2, m3 = load(m, at), load(m, at + step), load(m, at + 2 * step), load(m, at + 3 * step)
+    m4, m5, m6 = load(m, at + 4 * step), load(m, at + 5 * step), load(m, at + 6 * step)
     sum_a, diff_a = m0 + m1, m0 - m1
     sum_b, diff_b = m2 + m3, m2 - m3
     sum_c, diff_c = m4 + m5, m4 - m5
@@ -139,42 +138,9 @@ def _a_pair(y0, y1, y2, y3, k):
     return even + odd, even - odd
 
 
-# -- two dimensions --------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _output_line(m, at, step, k):
-    row = SIZE * step
-    return _at(
-        load(m, at), load(m, at + row), load(m, at + 2 * row), load(m, at + 3 * row),
-        load(m, at + 4 * row), load(m, at + 5 * row), load(m, at + 6 * row), k,
-    )  # fmt: skip
-
-
-@njit(cache=True)
-def _output_tile(m, at, step, to, L, k):
-    """A^T m A of one vector of channels: m[at + (7*i + j)*step] -> m[to + (4*i + j)*L]."""
-    m0, m1 = _output_line(m, at, step, k), _output_line(m, at + step, step, k)
-    m2, m3 = _output_line(m, at + 2 * step, step, k), _output_line(m, at + 3 * step, step, k)
-    m4, m5 = _output_line(m, at + 4 * step, step, k), _output_line(m, at + 5 * step, step, k)
-    m6 = _output_line(m, at + 6 * step, step, k)
-    _store_line(m, to, L, _at(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0], m6[0], k))
-    _store_line(m, to + 4 * L, L, _at(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], m6[1], k))
-    _store_line(m, to + 8 * L, L, _at(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], m6[2], k))
-    _store_line(m, to + 12 * L, L, _at(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], m6[3], k))
-
-
-@njit(cache=True)
-def _store_line(m, at, L, v):
-    store(m, at, v[0])
-    store(m, at + L, v[1])
-    store(m, at + 2 * L, v[2])
-    store(m, at + 3 * L, v[3])
-
-
 @njit(cache=True)
 def _store_a(y0, y1, y2, y3, out, at, step, k):
-    """One row of A gy A^T from one of A gy."""
+    """A y for one line of four vectors: seven."""
     a, b = _a_pair(y0, y1, y2, y3, k.a), _a_pair(y0, y1, y2, y3, k.b)
     c = _a_pair(y0, y1, y2, y3, k.c)
     store(out, at, a[0])
@@ -184,35 +150,6 @@ def _store_a(y0, y1, y2, y3, out, at, step, k):
     store(out, at + 4 * step, c[0])
     store(out, at + 5 * step, c[1])
     store(out, at + 6 * step, y3)
-
-
-@njit(cache=True)
-def _load_gradient(w, at, L, pair):
-    y0, y1 = load(w, at), load(w, at + 4 * L)
-    return _a_pair(y0, y1, load(w, at + 8 * L), load(w, at + 12 * L), pair)
-
-
-@njit(cache=True)
-def _gradient_pair(w, at, L, to, step, pair, k):
-    """Two rows of A gy A^T, for a point and its negative."""
-    z0, z1 = _load_gradient(w, at, L, pair), _load_gradient(w, at + L, L, pair)
-    z2, z3 = _load_gradient(w, at + 2 * L, L, pair), _load_gradient(w, at + 3 * L, L, pair)
-    _store_a(z0[0], z1[0], z2[0], z3[0], w, to, step, k)
-    _store_a(z0[1], z1[1], z2[1], z3[1], w, to + SIZE * step, step, k)
-
-
-@njit(cache=True)
-def _gradient_tile(w, at, to, step, L, k):
-    """A gy A^T of one vector of channels: w[at + (4*i + j)*L] -> w[to + (7*i + j)*step]."""
-    _gradient_pair(w, at, L, to, step, k.a, k)
-    _gradient_pair(w, at, L, to + 2 * SIZE * step, step, k.b, k)
-    _gradient_pair(w, at, L, to + 4 * SIZE * step, step, k.c, k)
-    at, to = at + 12 * L, to + 6 * SIZE * step
-    y0, y1, y2, y3 = load(w, at), load(w, at + L), load(w, at + 2 * L), load(w, at + 3 * L)
-    _store_a(y0, y1, y2, y3, w, to, step, k)
-
-
-# -- tiles of images -------------------------------------------------------------------------------
 
 
 @njit(cache=True)
@@ -269,16 +206,22 @@ def load_gradient_tiles(gy, corner, line, O, rows, columns, channels, w, begin, 
     """Transform 4x4 tiles of the upstream gradient: w[begin + (7*i + j)*step + t*channels + o].
 
     Their pixels: `rows` by `columns`, at most 4 rows, from `corner` on; further ones are zero.
-    patch: where in w there is room for 16 vectors.
+    patch: where in w there is room for 28 vectors.
     """
     for t in range((columns + 3) // 4):
         for o in range(0, channels, L):
-            for i in range(4):
-                at = corner + 4 * t * O + i * line + o
-                for j in range(4):
-                    inside = i < rows and 4 * t + j < columns
-                    store(w, patch + (4 * i + j) * L, load_where(gy, at + j * O, inside))
-            _gradient_tile(w, patch, begin + t * channels + o, step, L, k)
+            at, to = corner + 4 * t * O + o, begin + t * channels + o
+            for j in range(4):
+                there, pixel = 4 * t + j < columns, at + j * O
+                y0 = load_where(gy, pixel, there)
+                y1 = load_where(gy, pixel + line, there and rows > 1)
+                y2 = load_where(gy, pixel + 2 * line, there and rows > 2)
+                y3 = load_where(gy, pixel + 3 * line, there and rows > 3)
+                _store_a(y0, y1, y2, y3, w, patch + j * L, 4 * L, k)
+            for i in range(SIZE):
+                p = patch + 4 * i * L
+                y0, y1, y2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+                _store_a(y0, y1, y2, load(w, p + 3 * L), w, to + i * SIZE * step, step, k)
 
 
 @njit(cache=True)
@@ -286,8 +229,19 @@ def store_tiles(m, begin, step, y, corner, line, O, rows, columns, channels, pat
     """Transform products m[begin + (7*i + j)*step + t*channels + o] back into pixels of y."""
     for t in range((columns + 3) // 4):
         for o in range(0, channels, L):
-            _output_tile(m, begin + t * channels + o, step, patch, L, k)
+            at, to = begin + t * channels + o, corner + 4 * t * O + o
+            for j in range(SIZE):
+                v, p = _load_at(m, at + j * step, SIZE * step, k), patch + j * L
+                store(m, p, v[0])
+                store(m, p + SIZE * L, v[1])
+                store(m, p + 2 * SIZE * L, v[2])
+                store(m, p + 3 * SIZE * L, v[3])
             for i in range(rows):
-                at = corner + 4 * t * O + i * line + o
-                for j in range(min(4, columns - 4 * t)):
-                    store(y, at + j * O, load(m, patch + (4 * i + j) * L))
+                v, pixel = _load_at(m, patch + i * SIZE * L, L, k), to + i * line
+                store(y, pixel, v[0])
+                if columns > 4 * t + 1:
+                    store(y, pixel + O, v[1])
+                if columns > 4 * t + 2:
+                    store(y, pixel + 2 * O, v[2])
+                if columns > 4 * t + 3:
+                    store(y, pixel + 3 * O, v[3])
