@@ -24,12 +24,23 @@ from minires.kernels.cpu.simd import (
     load,
     positive,
     store,
+    stream,
+    streams,
     where_positive,
 )
 from minires.kernels.layout import from_rows, rows
 from minires.kernels.threads import num_threads
 
 BLOCK = 256  # rows whose sums are kept in the array's own precision
+
+
+@njit(cache=True, forceinline=True)
+def _put(y, at, value, past):
+    """Store a vector, past the caches if y is large."""
+    if past:
+        stream(y, at, value)
+    else:
+        store(y, at, value)
 
 
 @njit(cache=True)
@@ -62,18 +73,18 @@ def _moments(x, R, C, shift, workers, L):
 
 
 @njit(cache=True, parallel=True)
-def _normalise(x, R, C, mean, scale, beta, relu, y, workers, L):
+def _normalise(x, R, C, mean, scale, beta, relu, y, past, workers, L):
     """y = (x - mean) * scale + beta, and its positive part if `relu`."""
     for worker in prange(workers):
         for r in range(worker * R // workers, (worker + 1) * R // workers):
             for c in range(0, C, L):
                 d = load(x, r * C + c) - load(mean, c)
                 value = fmuladd(d, load(scale, c), load(beta, c))
-                store(y, r * C + c, positive(value) if relu else value)
+                _put(y, r * C + c, positive(value) if relu else value, past)
 
 
 @njit(cache=True, parallel=True)
-def _normalise_add(x, shortcut, R, C, mean, scale, beta, relu, y, workers, L):
+def _normalise_add(x, shortcut, R, C, mean, scale, beta, relu, y, past, workers, L):
     """y = (x - mean) * scale + beta + shortcut, and its positive part if `relu`."""
     for worker in prange(workers):
         for r in range(worker * R // workers, (worker + 1) * R // workers):
@@ -82,7 +93,7 @@ def _normalise_add(x, shortcut, R, C, mean, scale, beta, relu, y, workers, L):
                 d = load(x, at) - load(mean, c)
                 value = fmuladd(d, load(scale, c), load(beta, c))
                 value = value + load(shortcut, at)
-                store(y, at, positive(value) if relu else value)
+                _put(y, at, positive(value) if relu else value, past)
 
 
 @njit(cache=True, parallel=True)
@@ -112,7 +123,7 @@ def _gradient_sums(gy, x, R, C, mean, scale, beta, relu, workers, L):
 
 
 @njit(cache=True, parallel=True)
-def _gradient_sums_add(gy, x, y, R, C, mean, gr, workers, L):
+def _gradient_sums_add(gy, x, y, R, C, mean, gr, past, workers, L):
     """The same sums of gr = gy where y > 0, which is written: the shortcut's gradient."""
     sums = np.zeros((workers, 2, C))
     for worker in prange(workers):
@@ -125,7 +136,7 @@ def _gradient_sums_add(gy, x, y, R, C, mean, gr, workers, L):
                 for r in range(block, stop):
                     at = r * C + c
                     g = where_positive(load(y, at), load(gy, at))
-                    store(gr, at, g)
+                    _put(gr, at, g, past)
                     a = a + g
                     b = fmuladd(g, load(x, at) - m, b)
                 _add_block(a, b, sums[worker], c, part, L)
@@ -134,7 +145,7 @@ def _gradient_sums_add(gy, x, y, R, C, mean, gr, workers, L):
 
 @njit(cache=True, parallel=True)
 def _input_gradient(
-    gy, x, R, C, mean, scale, beta, gy_scale, along, offset, relu, gx, workers, L
+    gy, x, R, C, mean, scale, beta, gy_scale, along, offset, relu, gx, past, workers, L
 ):  # fmt: skip
     """gx = gy_scale * gy - along * (x - mean) - offset; gy where the output > 0 if `relu`."""
     for worker in prange(workers):
@@ -145,7 +156,7 @@ def _input_gradient(
                 if relu:
                     g = where_positive(fmuladd(d, load(scale, c), load(beta, c)), g)
                 g = g * load(gy_scale, c) - load(offset, c)
-                store(gx, at, g - d * load(along, c))
+                _put(gx, at, g - d * load(along, c), past)
 
 
 def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -172,7 +183,7 @@ def _train(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[Any, 
     y = memory.empty_like(flat)
     _normalise(
         flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
-        y.reshape(-1), num_threads(), lanes(x.dtype),
+        y.reshape(-1), streams(y), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     return from_rows(y, x.shape), mean, var, inv_std
 
@@ -189,7 +200,7 @@ def _gradients(
     gx = memory.empty_like(flat)
     _input_gradient(
         gy, flat.reshape(-1), *flat.shape, mean, scale, offset, wide.astype(dtype), along, shift,
-        relu, gx.reshape(-1), num_threads(), lanes(dtype),
+        relu, gx.reshape(-1), streams(gx), num_threads(), lanes(dtype),
     )  # fmt: skip
     return gx, ggamma.astype(dtype), gbeta.astype(dtype)
 
@@ -225,7 +236,7 @@ def batch_norm_add_relu_train(
     y = memory.empty_like(flat)
     _normalise_add(
         flat.reshape(-1), rows(r).reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std),
-        True, y.reshape(-1), num_threads(), lanes(x.dtype),
+        True, y.reshape(-1), streams(y), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     return from_rows(y, x.shape), mean, var, inv_std
 
@@ -237,7 +248,7 @@ def normalise(x: Any, mean: Any, scale: Any, shift: Any, r: Any, relu: bool) -> 
     scale = np.ones(C, dtype) if scale is None else np.ascontiguousarray(scale)
     shift = np.zeros(C, dtype) if shift is None else np.ascontiguousarray(shift)
     y = memory.empty_like(flat)
-    rest = mean, scale, shift, relu, y.reshape(-1), num_threads(), lanes(dtype)
+    rest = mean, scale, shift, relu, y.reshape(-1), streams(y), num_threads(), lanes(dtype)
     if r is None:
         _normalise(flat.reshape(-1), *flat.shape, *rest)
     else:
@@ -271,7 +282,7 @@ def batch_norm_add_relu_grad(
     gr = memory.empty_like(flat)
     sums = _gradient_sums_add(
         rows(gy).reshape(-1), flat.reshape(-1), rows(y).reshape(-1), *flat.shape, mean,
-        gr.reshape(-1), num_threads(), lanes(x.dtype),
+        gr.reshape(-1), streams(gr), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     gx, ggamma, gbeta = _gradients(
         gr.reshape(-1), flat, sums, gamma, None, mean, inv_std, relu=False

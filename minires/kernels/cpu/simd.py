@@ -37,6 +37,7 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
+STREAMED = 1 << 24  # bytes: what is larger has left the cache when it is read
 
 
 def lanes(dtype: Any) -> int:
@@ -140,6 +141,31 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def stream(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """`store` past the caches, for what is too large to be there when it is read.
+
+    A plain store first fetches the line that it replaces. The place must be a multiple of the
+    vector's bytes in memory: `streams` tells.
+    """
+    if not (_flat(array) and isinstance(value, VectorType)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = element_pointer(context, builder, sig.args[0], args[0], args[1])
+        stored = builder.store(args[2], builder.bitcast(pointer, args[2].type.as_pointer()))
+        stored.align = VECTOR_BYTES
+        stored.set_metadata("nontemporal", builder.module.add_metadata([_int32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+def streams(array: Any) -> bool:
+    """Whether to write an array with `stream`, a row of whole vectors at a time."""
+    return bool(array.nbytes >= STREAMED and array.ctypes.data % VECTOR_BYTES == 0)
 
 
 @intrinsic
