@@ -302,7 +302,8 @@ class Function:
                 if array.nbytes >= LARGE and maker is not None and _can_rebuild(maker, buffer):
                     saved[name] = Rebuilt(buffer, edge)
                 else:
-                    saved[name] = Saved(made(array), buffer, edge)
+                    array = array if type(array) is np.ndarray else made(array)
+                    saved[name] = Saved(array, buffer, edge)
             self._to_save = None
 
     @property

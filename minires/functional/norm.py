@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from minires.functional.norm_training import (
     per_channel,
 )
 from minires.kernels import operations as ops
-from minires.kernels.arrays import active, on_host
+from minires.kernels.arrays import active, constants, on_host
 from minires.kernels.fusing import MOMENTS
 from minires.kernels.geometry import shape_text
 
@@ -212,10 +211,11 @@ def _batch_norm(
                 f"{shape_text(x.shape)}; use a larger batch or eval()"
             )
         kind: type[Any] = BatchNormReLUTrain if fuse_relu else BatchNormTrain
+        inputs = x, *affine
         if shortcut is not None:
-            kind = BatchNormAddReLUTrain
+            kind, inputs = BatchNormAddReLUTrain, (x, shortcut, *affine)
         function = kind(eps, _moments(x, kind))
-        y: Tensor = function(x, *_given(shortcut), *affine)
+        y: Tensor = function(*inputs)
         if training and running_mean is not None and running_var is not None:
             _move(running_mean, running_var, function, momentum, m / (m - 1))
         return y
@@ -287,7 +287,7 @@ def _move(mean: Tensor, var: Tensor, batch: Any, momentum: float, unbiased: floa
     if here or len({a.dtype for a in given}) > 1 or m.dtype.itemsize == 2:
         factors: Any = 1 - momentum, momentum, momentum * unbiased
         if here and m.dtype is v.dtype is batch_mean.dtype is batch_var.dtype:
-            factors = _arrays(*factors, m.dtype)
+            factors = constants(m.dtype, *factors)
         rest, of_mean, of_var = factors
         m *= rest
         m += of_mean * batch_mean
@@ -300,9 +300,3 @@ def _move(mean: Tensor, var: Tensor, batch: Any, momentum: float, unbiased: floa
             move_statistics(*given, momentum, unbiased)
     mean._buffer.version += 1
     var._buffer.version += 1
-
-
-@lru_cache(maxsize=256)
-def _arrays(a: float, b: float, c: float, dtype: Any) -> tuple[Any, Any, Any]:
-    """Three numbers as arrays of no axes: NumPy multiplies by them in half the time."""
-    return np.asarray(a, dtype), np.asarray(b, dtype), np.asarray(c, dtype)

@@ -14,6 +14,7 @@ emulated, and their arrays are `emulate.DeviceArray`.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,16 @@ def as_dtype(dtype: Any) -> Any:
 def arrayed(result: Any) -> Any:
     """A result that may be a NumPy number, as an array of shape ()."""
     return np.asarray(result) if isinstance(result, np.generic) else result
+
+
+@lru_cache(maxsize=1024)
+def constants(dtype: Any, *values: float) -> tuple[Any, ...]:
+    """Numbers as arrays of no axes: NumPy multiplies by them in half the time of a Python number,
+    to the same bits. For arrays of the host of this dtype."""
+    arrays = tuple(np.asarray(value, dtype) for value in values)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 def shared(owner: Any) -> Any:

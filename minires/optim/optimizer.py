@@ -153,6 +153,9 @@ class Optimizer:
             if graph.active() is not None:
                 raise graph.CaptureError(f"{self._name} keeps numbers of its steps on the host")
         for parameter, gradient in changed:
+            if type(parameter._data) is np.ndarray:
+                self.update(parameter, gradient, group)
+                continue
             with active(parameter._data):
                 self.update(parameter, gradient, group)
 
@@ -179,10 +182,11 @@ class Optimizer:
     def held(self, parameter: Tensor, name: str) -> Any:
         """An array of a parameter's state, brought along if the parameter was moved since."""
         entry = self.state[parameter]
-        if type(entry[name]) is not type(parameter._data) or (
-            device_of(entry[name]) != parameter.device
-        ):
-            entry[name] = to_device(entry[name], parameter.device)
+        array = entry[name]
+        if type(array) is type(parameter._data) is np.ndarray:
+            return array
+        if type(array) is not type(parameter._data) or device_of(array) != parameter.device:
+            entry[name] = to_device(array, parameter.device)
         return entry[name]
 
     # -- state -------------------------------------------------------------------------------

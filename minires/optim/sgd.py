@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minires.autograd import Tensor
-from minires.kernels.arrays import active, xp_of
+from minires.kernels.arrays import active, constants, xp_of
 from minires.optim.optimizer import Group, Optimizer, non_negative
 
 FUSED = 1 << 18
@@ -133,25 +133,28 @@ class SGD(Optimizer):
                     fused.set(**{name: group[name] for name in SETTINGS})
 
     def update(self, parameter: Tensor, gradient: Any, group: Group) -> None:
-        p, momentum = parameter._data, group["momentum"]
-        started = "momentum_buffer" in self.state.get(parameter, {})
-        if started and p.size >= FUSED and type(p) is np.ndarray:
+        p = parameter._data
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        here = type(p) is np.ndarray
+        if here and p.size >= FUSED and "momentum_buffer" in self.state.get(parameter, {}):
             from minires.kernels.cpu import update  # compiled: not for small networks
 
             v = self.held(parameter, "momentum_buffer")
             if update.can_update(p, gradient, v):
                 update.sgd(
-                    p, gradient, v, group["lr"], momentum, group["dampening"],
-                    group["weight_decay"], group["nesterov"],
+                    p, gradient, v, lr, momentum, group["dampening"], weight_decay,
+                    group["nesterov"],
                 )  # fmt: skip
                 return
-        d = self.scratch(p)
+        if here and p.dtype.kind == "f":
+            lr, momentum, weight_decay = constants(p.dtype, lr, momentum, weight_decay)
+        d = work = self.scratch(p)
         if group["weight_decay"] != 0:
-            np.multiply(p, group["weight_decay"], out=d)
+            np.multiply(p, weight_decay, out=d)
             d += gradient
         else:
             np.copyto(d, gradient)
-        if momentum != 0:
+        if group["momentum"] != 0:
             v = self._moved(parameter, d, momentum, group["dampening"])
             if group["nesterov"]:
                 ahead = self.scratch(p, slot=1)
@@ -159,11 +162,10 @@ class SGD(Optimizer):
                 d += ahead
             else:
                 d = v
-        step = self.scratch(p)
-        np.multiply(d, group["lr"], out=step)
-        p -= step
+        np.multiply(d, lr, out=work)
+        p -= work
 
-    def _moved(self, parameter: Tensor, d: Any, momentum: float, dampening: float) -> Any:
+    def _moved(self, parameter: Tensor, d: Any, momentum: Any, dampening: float) -> Any:
         """The momentum buffer after taking in d, which is scaled in place by the dampening."""
         state = self.state.setdefault(parameter, {})
         if "momentum_buffer" not in state:
