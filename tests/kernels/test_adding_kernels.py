@@ -67,7 +67,7 @@ def test_columns_add_the_bits_of_two_passes(
     expected = total + columns.conv2d_grad_input(gy, weight, g)
     result = columns.add_conv2d_grad_input(total, gy, weight, g)
     np.testing.assert_array_equal(result, expected)
-    if kernel == stride == 1:
+    if kernel > 1 or stride == 1:
         assert np.shares_memory(result, total)
 
 

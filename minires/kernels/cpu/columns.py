@@ -8,6 +8,8 @@ makes the next ones in the same place:
     forward          columns = im2col(x);      y   = columns @ W       rows of y
     input gradient   columns = gy @ W^T;       gx += col2im(columns)   whole images per worker
 
+Strided layers with small weights have an input gradient without columns (`phases.py`).
+
 A 1x1 convolution of stride 1 needs no columns: x and gy are the matrices already, and x may be
 normalised block by block. Rows of y that have just been computed may be shifted, rectified or
 summed (`finishing.py`). The weight gradient has its own file, `outer.py`.
@@ -21,6 +23,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
+from minires.kernels.cpu import phases
 from minires.kernels.cpu.copying import add_run, clear_run, copy_windows
 from minires.kernels.cpu.elementwise import add
 from minires.kernels.cpu.finishing import (
@@ -188,6 +191,8 @@ def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
     if _plain(g):
         return _transposed(gy, weight, g, gx, FRESH)
+    if phases.fits(g, lanes(gy.dtype)):
+        return phases.grad_input(gy, weight, g, gx, FRESH)
     gy, L = to_nhwc(gy), lanes(gy.dtype)
     P, K = g.out[0] * g.out[1], g.kernel[0] * g.kernel[1] * g.C
     panel, workers = panel_width(K, L), num_threads()
@@ -202,7 +207,9 @@ def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The same, added to `total`, whose memory a layer of 1x1 and stride 1 takes."""
+    """The same, added to `total`; in its memory where no columns are added up."""
     if _plain(g):
         return _transposed(gy, weight, g, to_nhwc(total), ONTO)
+    if phases.fits(g, lanes(gy.dtype)):
+        return phases.grad_input(gy, weight, g, to_nhwc(total), ONTO)
     return add(total, conv2d_grad_input(gy, weight, g))

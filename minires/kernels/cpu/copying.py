@@ -58,6 +58,20 @@ def copy_rows(x, at, x_row, out, to, out_row, rows, count, L):
 
 
 @njit(cache=True)
+def copy_band(x, image, top, rows, H, run, left, right, band, L):
+    """Rows top, ... of one image of H rows of `run` numbers, each between zeros; zeros outside."""
+    row = left + run + right
+    for r in range(rows):
+        h, to = top + r, r * row
+        if 0 <= h < H:
+            clear_run(band, to, left, L)
+            copy_run(x, (image * H + h) * run, band, to + left, run, L)
+            clear_run(band, to + left + run, right, L)
+        else:
+            clear_run(band, to, row, L)
+
+
+@njit(cache=True)
 def copy_windows(x, first, count, k0, k1, sizes, out, to, row, L):
     """Elements k0 to k1 of the windows under output pixels first, ...: out[to + t*row + k - k0].
 

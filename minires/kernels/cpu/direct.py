@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.copying import clear_run, copy_run
+from minires.kernels.cpu.copying import copy_band
 from minires.kernels.cpu.finishing import (
     check_before,
     finish_of,
@@ -36,24 +36,9 @@ from minires.kernels.threads import num_threads
 BAND = 1 << 16  # bytes of input that are copied at a time: they stay in the second-level cache
 
 
-@njit(cache=True)
-def _copy_band(x, image, top, rows, sizes, band, L):
-    """Input rows top, ... of one image with their zero border: band[r*(W + 2*pw)*C + ...]."""
-    H, W, C, _, _, _, _, _, pw, _, _ = sizes
-    wide = (W + 2 * pw) * C
-    for r in range(rows):
-        h, to = top + r, r * wide
-        if 0 <= h < H:
-            clear_run(band, to, pw * C, L)
-            copy_run(x, (image * H + h) * W * C, band, to + pw * C, W * C, L)
-            clear_run(band, to + (pw + W) * C, pw * C, L)
-        else:
-            clear_run(band, to, wide, L)
-
-
 @njit(cache=True, parallel=True)
 def _forward(address, x, weight, y, finish, N, O, sizes, panel, wide, rows, workers, work, L):
-    _, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
+    H, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
     blocks = (OH + rows - 1) // rows
     for worker in prange(workers):
@@ -62,13 +47,15 @@ def _forward(address, x, weight, y, finish, N, O, sizes, panel, wide, rows, work
         for item in range(begin, (worker + 1) * N * blocks // workers):
             n, first = item // blocks, item % blocks * rows
             count = min(rows, OH - first)
-            _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band, L)
+            top, height = first * sh - ph, (count - 1) * sh + KH
+            copy_band(x, n, top, height, H, W * C, pw * C, pw * C, band, L)
+            following = (n * H + min(top + height, H)) * W * C
             for i in range(count):
                 to = (n * OH + first + i) * OW * O
                 product_to_memory(
                     address, band, i * sh * row, sw * C, 1, OW, weight, 0, panel,
                     KH * run * panel, panel, wide, O, y, to, O, run,
-                    FRESH, KH, row, run * panel, band, 0, 0,
+                    FRESH, KH, row, run * panel, x, following + i * sh * W * C, sh * W * C,
                 )  # fmt: skip
                 finish_rows(
                     y, to, OW, O, finish.shift, finish.shortcut, finish.rectify, kept, sums,
@@ -78,7 +65,7 @@ def _forward(address, x, weight, y, finish, N, O, sizes, panel, wide, rows, work
 
 @njit(cache=True, parallel=True)
 def _grad_weight(address, x, gy, sums, N, O, sizes, panel, wide, rows, workers, work, L):
-    _, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
+    H, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
     blocks = (OH + rows - 1) // rows
     for worker in prange(workers):
@@ -87,7 +74,8 @@ def _grad_weight(address, x, gy, sums, N, O, sizes, panel, wide, rows, workers, 
         for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
             n, first = item // blocks, item % blocks * rows
             count = min(rows, OH - first)
-            _copy_band(x, n, first * sh - ph, (count - 1) * sh + KH, sizes, band, L)
+            top, height = first * sh - ph, (count - 1) * sh + KH
+            copy_band(x, n, top, height, H, W * C, pw * C, pw * C, band, L)
             at, size = (n * OH + first) * OW * O, count * OW * O
             for u in range(KH):
                 product_to_memory(
@@ -105,7 +93,8 @@ def _bands(g: ConvGeometry, dtype: Any, workers: int) -> tuple[int, Any]:
     """How many rows of output a band is for, and a band for each worker."""
     row = (g.W + 2 * g.padding[1]) * g.C
     fit = BAND // (row * np.dtype(dtype).itemsize) - g.kernel[0]
-    rows = min(max(fit // g.stride[0] + 1, 1), g.out[0])
+    most = min(max(fit // g.stride[0] + 1, 1), g.out[0])
+    rows = -(-g.out[0] // -(-g.out[0] // most))  # balanced: 16 as 8 + 8, not as 14 + 2
     return rows, memory.empty((workers, ((rows - 1) * g.stride[0] + g.kernel[0]) * row), dtype)
 
 

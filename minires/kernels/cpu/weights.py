@@ -86,23 +86,27 @@ def _clear_rest(O, K, panel, out, L):
         clear_run(out, (K // panel * O + o) * panel + panel - rest, rest, L)
 
 
+@njit(cache=True)
+def _pack_runs(weight, O, C, panel, out, c, end, L):
+    """The same for one tap and channels c, ..., end - 1: runs stay runs."""
+    for o in range(O):
+        prefetch_run(weight, (o + AHEAD) * C + c, end - c, L)
+        for k in range(c, end, panel):
+            to = (k // panel * O + o) * panel
+            copy_run(weight, o * C + k, out, to, min(panel, end - k), L)
+
+
 @njit(cache=True, parallel=True)
 def _pack_transposed(weight, O, C, taps, panel, out, L):
-    if taps == 1:
-        blocks = (C + PANELS * panel - 1) // (PANELS * panel)
-        for block in prange(blocks):
-            k0, k1 = block * PANELS * panel, min((block + 1) * PANELS * panel, C)
-            for o in range(O):
-                prefetch_run(weight, (o + AHEAD) * C + k0, k1 - k0, L)
-                for k in range(k0, k1, panel):
-                    to = (k // panel * O + o) * panel
-                    copy_run(weight, o * C + k, out, to, min(panel, k1 - k), L)
-    else:
-        blocks = (C + L - 1) // L
-        step = L if C % L == 0 else 1  # a run of channels must not straddle two panels
-        for block in prange(blocks):
+    size = PANELS * panel if taps == 1 else L
+    step = L if C % L == 0 else 1  # a run of channels must not straddle two panels
+    for block in prange((C + size - 1) // size):
+        c0, c1 = block * size, min(block * size + size, C)
+        if taps == 1:
+            _pack_runs(weight, O, C, panel, out, c0, c1, L)
+        else:
             square = np.empty(L * L, weight.dtype)
-            for c in range(block * L, min(block * L + L, C), step):
+            for c in range(c0, c1, step):
                 _pack_rows(weight, O, C, taps, panel, out, c, step, square, L)
     _clear_rest(O, C * taps, panel, out, L)
 
