@@ -86,9 +86,10 @@ def _call(
             element_pointer(context, builder, array, pairs[2 * i], pairs[2 * i + 1])
             for i, array in enumerate(arrays)
         )
-        numbers = (
-            context.cast(builder, builder.extract_value(rest, i), kind, kind)
-            for i, kind in enumerate(sig.args[-1])
+        wanted = [kind for kind in expected if not isinstance(kind, types.CPointer)]
+        numbers = iter(
+            context.cast(builder, builder.extract_value(rest, i), kind, want)
+            for i, (kind, want) in enumerate(zip(sig.args[-1], wanted, strict=True))
         )
         values = [
             next(pointers)
