@@ -1,10 +1,11 @@
-"""A Winograd convolution that normalises what it loads: the bits of the passes one by one."""
+"""Winograd convolutions that do on the way what batch norms and ReLUs around them do: the bits of
+the passes one by one, and the moments of all pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 from minires.kernels import ConvGeometry, conv_geometry, threads
 from minires.kernels.cpu import norm, winograd, winograd_blocked
-from minires.kernels.fusing import Before
+from minires.kernels.fusing import After, Before
 from minires.testing.guards import NAN_BYTE, ZERO_BYTE, Guards
 
 
@@ -76,6 +77,7 @@ class Arrays:
     weight: Any
     gy: Any
     before: Before
+    after: After
 
     @classmethod
     def of(cls, case: Case) -> Arrays:
@@ -83,7 +85,9 @@ class Arrays:
         weight = rng.standard_normal((case.O, case.C, 3, 3)).astype(case.dtype)
         before = Before(*rng.standard_normal((3, case.C)).astype(case.dtype))
         x, gy = images(rng, g.x_shape, case.dtype), images(rng, g.y_shape, case.dtype)
-        return cls(x, weight, gy, before)
+        shift = rng.standard_normal(case.O).astype(case.dtype)
+        shortcut = images(rng, g.y_shape, case.dtype) if case.seed % 2 else None
+        return cls(x, weight, gy, before, After(shift, shortcut, case.seed % 4 < 2))
 
     def activated(self) -> Any:
         return norm.normalise(self.x, *self.before, None, True)
@@ -102,8 +106,66 @@ def test_what_is_loaded_is_normalised_and_rectified(case: Case) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@given(case=cases())
+def test_what_is_stored_is_shifted_added_to_and_rectified(case: Case) -> None:
+    a, g = Arrays.of(case), case.geometry
+    with case.on_its_path():
+        y = winograd.conv2d(a.x, a.weight, g)
+        expected = norm.normalise(y, None, None, *a.after)
+        found = winograd.conv2d_fused(a.x, a.weight, g, None, a.after, False)
+    np.testing.assert_array_equal(found, expected)
+
+
+def check_moments(y: Any, mean: Any, var: Any, sure: float) -> None:
+    """Against float64; sure: the rounding error of a sum, relative to what is summed."""
+    exact = y.astype(np.float64)
+    expected, spread = exact.mean(axis=(0, 2, 3)), exact.var(axis=(0, 2, 3))
+    assert mean.dtype == var.dtype == np.float64
+    reach = np.abs(exact - expected[:, None, None]).max(axis=(0, 2, 3))
+    assert (np.abs(mean - expected) <= sure * reach + 1e-15 * np.abs(expected)).all()
+    assert (np.abs(var - spread) <= sure * reach**2).all()
+
+
+@given(case=cases(), normalised=st.booleans())
+def test_moments_are_those_of_all_pixels(case: Case, normalised: bool) -> None:
+    a, g = Arrays.of(case), case.geometry
+    before = a.before if normalised else None
+    with case.on_its_path():
+        expected = winograd.conv2d(a.activated() if normalised else a.x, a.weight, g)
+        y, mean, var = winograd.conv2d_fused(a.x, a.weight, g, before, None, True)
+        again = winograd.conv2d_fused(a.x, a.weight, g, before, None, True)
+    np.testing.assert_array_equal(y, expected)
+    check_moments(y, mean, var, 3e-6 if case.dtype == "float32" else 1e-14)
+    assert (mean.tobytes(), var.tobytes()) == (again[1].tobytes(), again[2].tobytes())
+
+
 BOTH_PATHS = [Case(2, 32, 9, 6, 48, (1, 1), blocked, "float32", 2, 0) for blocked in (False, True)]
 both_paths = pytest.mark.parametrize("case", BOTH_PATHS, ids=["batched", "blocked"])
+
+
+@both_paths
+def test_a_large_mean_does_not_cancel_the_deviation(case: Case) -> None:
+    """Taps that only shift x by a channel: y has a mean of 1e4 and a deviation of 1."""
+    a, g = Arrays.of(case), replace(case, padding=(0, 0), H=34, W=30).geometry
+    x = images(np.random.default_rng(1), g.x_shape, "float32") + np.float32(1e4)
+    a.weight[:] = 0
+    a.weight[np.arange(case.O), np.arange(case.O) % case.C, 1, 1] = 1
+    with case.on_its_path():
+        y, mean, var = winograd.conv2d_fused(x, a.weight, g, None, None, True)
+    exact = y.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(axis=(0, 2, 3)), rtol=1e-7, atol=0)
+    np.testing.assert_allclose(var, exact.var(axis=(0, 2, 3)), rtol=1e-5, atol=0)
+    assert (var < 3).all()
+
+
+@both_paths
+def test_moments_of_what_is_no_number(case: Case) -> None:
+    a, g = Arrays.of(case), case.geometry
+    a.x[1, 3, 5, 2] = np.nan
+    with case.on_its_path():
+        _, mean, var = winograd.conv2d_fused(a.x, a.weight, g, None, None, True)
+    assert np.isnan(mean).all()
+    assert np.isnan(var).all()
 
 
 @both_paths
@@ -139,15 +201,22 @@ def test_nothing_outside_is_read_or_written(case: Case, zone: int) -> None:
     a, g, guards = Arrays.of(case), case.geometry, Guards(zone)
     x, weight, gy = (guards.place(getattr(a, k), k) for k in ("x", "weight", "gy"))
     before = Before(*(guards.place(v, k) for k, v in a.before._asdict().items()))
+    shift, shortcut = guards.place(a.after.shift, "shift"), guards.place(a.gy, "shortcut")
     with case.on_its_path():
         expected = (
             winograd.conv2d(a.activated(), a.weight, g),
             winograd.conv2d_grad_weight(a.activated(), a.gy, g),
+            norm.normalise(
+                winograd.conv2d(a.x, a.weight, g), None, None, a.after.shift, a.gy, True
+            ),
+            *winograd.conv2d_fused(a.x, a.weight, g, None, None, True),
         )
         with guards.allocations():
             found = (
                 winograd.conv2d_fused(x, weight, g, before, None, False),
                 winograd.conv2d_grad_weight_fused(x, gy, g, before),
+                winograd.conv2d_fused(x, weight, g, None, After(shift, shortcut, True), False),
+                *winograd.conv2d_fused(x, weight, g, None, None, True),
             )
     assert guards.broken() == []
     for f, e in zip(found, expected, strict=True):

@@ -169,6 +169,26 @@ def streams(array: Any) -> bool:
 
 
 @intrinsic
+def add_wide(typingctx: Any, sums: Any, index: Any, value: Any) -> Any:
+    """Add a vector to elements index, index + 1, ... of a flat array of float64."""
+    if not (_flat(sums) and sums.dtype == types.float64 and isinstance(value, VectorType)):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, kind = args[2], ir.VectorType(ir.DoubleType(), args[2].type.count)
+        if value.type != kind:
+            value = builder.fpext(value, kind)
+        pointer = element_pointer(context, builder, sig.args[0], *args[:2])
+        pointer = builder.bitcast(pointer, kind.as_pointer())
+        before = builder.load(pointer)
+        before.align = types.float64.bitwidth // 8
+        builder.store(builder.fadd(before, value), pointer).align = before.align
+        return context.get_dummy_value()
+
+    return types.void(sums, types.intp, value), codegen
+
+
+@intrinsic
 def load_where(typingctx: Any, array: Any, index: Any, inside: Any) -> Any:
     """`load`, or zeros if not `inside`, when nothing is read from the array; without a branch."""
     if not (_flat(array) and isinstance(index, types.Integer)):

@@ -17,7 +17,9 @@ from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu import winograd_blocked
+from minires.kernels.cpu.finishing import Finish, finish_of, flat_before, merged_moments
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.winograd_moments import pixels_before
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, ask_for, multiply
 from minires.kernels.cpu.winograd_tiles import (
     constants,
@@ -46,12 +48,13 @@ SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than 
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, before, weight, columns, swap, u, own, y, add, shape, out, tiles, pad, batch, workers,
-    work, L, wide,
+    x, before, weight, columns, swap, u, own, y, shift, shortcut, rectify, kept, sums, shape,
+    out, tiles, pad, batch, workers, work, L, wide,
 ):  # fmt: skip
     """Each worker takes `batch` tiles at a time through all three steps.
 
     own: u has room for a U per worker, which each makes itself; otherwise it is U.
+    before, and shift to sums: as `finishing.py` describes them.
     """
     C, O = shape[2], out[2]
     size = ELEMENTS * C * O
@@ -70,7 +73,9 @@ def _convolve(
         v = work[worker, : ELEMENTS * v_step]
         m = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + m_step)]
         patch = work[worker, ELEMENTS * (v_step + m_step) :]
-        for b in range(worker * batches // workers, (worker + 1) * batches // workers):
+        finish = Finish(shift, shortcut, rectify, kept[worker], sums[worker])
+        start = worker * batches // workers
+        for b in range(start, (worker + 1) * batches // workers):
             first = b * batch
             count = min(batch, total - first)
             load_tiles(
@@ -82,7 +87,9 @@ def _convolve(
                 multiply(
                     v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
                 )  # fmt: skip
-            store_tiles(m, m_step, out, tiles, first, count, 0, O, y, add, patch, L, k)
+            store_tiles(
+                m, m_step, out, tiles, first, count, 0, O, y, b == start, finish, patch, L, k
+            )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
@@ -130,37 +137,46 @@ def _tiles(out: tuple[int, int]) -> tuple[int, int]:
     return -(-out[0] // 4), -(-out[1] // 4)
 
 
-def _in_a_row(before: Before | None, dtype: Any) -> Any:
-    """mean, scale and shift one after the other, as `load_tiles` takes them."""
-    return np.empty(0, dtype) if before is None else np.concatenate(before)
-
-
 def _run(
-    x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool,
-    before: Before | None = None, total: Any = None,
+    x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool = False,
+    total: Any = None, before: Before | None = None, after: After | None = None,
+    moments: bool = False,
 ) -> Any:  # fmt: skip
-    """x (N, H, W, C) with `weight`, or with its adjoint if `swap`; added to `total` if given."""
+    """x (N, H, W, C) with `weight`, or with its adjoint if `swap`; added to `total` if given.
+
+    before, after, moments: see `conv2d_fused`.
+    """
     N, H, W, C = x.shape
     O, columns = weight.shape[1 if swap else 0], weight.shape[1]
     L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
-    add, tiles = total is not None, _tiles(out)
-    y = total if add else memory.empty((N, *out, O), dtype)
-    norm = _in_a_row(before, dtype)
-    if C * O >= LARGE:
-        winograd_blocked.convolve(x, norm, weight, swap, y, add, tiles, pad, workers)
+    y = memory.empty((N, *out, O), dtype) if total is None else total
+    tiles, norm, large = _tiles(out), flat_before(before, dtype), C * O >= LARGE
+    count = N * tiles[0] * tiles[1]
+    parts = winograd_blocked.chunks(count, O, dtype, workers) if large else workers
+    finish = finish_of(after, moments, O, parts, dtype)
+    if total is not None:
+        finish = finish._replace(shortcut=y.reshape(-1))
+    if large:
+        winograd_blocked.convolve(x, norm, weight, swap, y, finish, tiles, pad, parts, workers)
+        ends = [part * count // parts for part in range(parts + 1)]
+    else:
+        wide, own = O % (2 * L) == 0, C * O <= SMALL
+        weight = np.ascontiguousarray(weight).reshape(-1)
+        u = memory.empty(ELEMENTS * C * O * (workers if own else 1), dtype)
+        if not own:
+            transform_weight(weight, columns, swap, C, O, 2 * L if wide else L, workers, u, L)
+        batch = _batch(count, workers, C, O)
+        work = memory.empty((workers, _room(batch, C, O, L)), dtype)
+        _convolve(
+            x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1), *finish, (H, W, C),
+            (*out, O), tiles, pad, batch, workers, work, L, wide,
+        )  # fmt: skip
+        batches = -(-count // batch)
+        ends = [min(part * batches // parts * batch, count) for part in range(parts + 1)]
+    if not moments:
         return to_nchw(y)
-    wide, own = O % (2 * L) == 0, C * O <= SMALL
-    weight = np.ascontiguousarray(weight).reshape(-1)
-    u = memory.empty(ELEMENTS * C * O * (workers if own else 1), dtype)
-    if not own:
-        transform_weight(weight, columns, swap, C, O, 2 * L if wide else L, workers, u, L)
-    batch = _batch(N * tiles[0] * tiles[1], workers, C, O)
-    work = memory.empty((workers, _room(batch, C, O, L)), dtype)
-    _convolve(
-        x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1), add, (H, W, C),
-        (*out, O), tiles, pad, batch, workers, work, L, wide,
-    )  # fmt: skip
-    return to_nchw(y)
+    pixels = [pixels_before(end, tiles, out) for end in ends]
+    return (to_nchw(y), *merged_moments(finish, np.diff(pixels)))
 
 
 def _room(batch: int, C: int, O: int, L: int) -> int:
@@ -170,7 +186,18 @@ def _room(batch: int, C: int, O: int, L: int) -> int:
 
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Winograd F(4x4, 3x3)."""
-    return _run(to_nhwc(x), weight, g.padding, g.out, swap=False)
+    return _run(to_nhwc(x), weight, g.padding, g.out)
+
+
+def conv2d_fused(
+    x: Any, weight: Any, g: ConvGeometry, before: Before | None, after: After | None, moments: bool
+) -> Any:
+    """The same with what `kernels/fusing.py` describes done to the tiles as they come and go.
+
+    Returns y (N, O, OH, OW), or if `moments` y and the mean and the biased variance of each of its
+    channels, (O,) in float64.
+    """
+    return _run(to_nhwc(x), weight, g.padding, g.out, False, None, before, after, moments)
 
 
 def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry, total: Any = None) -> Any:
@@ -184,15 +211,6 @@ def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> 
     return conv2d_grad_input(gy, weight, g, to_nhwc(total))
 
 
-def conv2d_fused(
-    x: Any, weight: Any, g: ConvGeometry, before: Before | None, after: After | None, moments: bool
-) -> Any:
-    """Winograd F(4x4, 3x3) of a normalised and rectified x, see `kernels/fusing.py`."""
-    if after is not None or moments:
-        raise ValueError("expected after=None, moments=False: only `before` is taken so far")
-    return _run(to_nhwc(x), weight, g.padding, g.out, swap=False, before=before)
-
-
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """The adjoint of Winograd F(4x4, 3x3)."""
     return conv2d_grad_weight_fused(x, gy, g, None)
@@ -203,7 +221,7 @@ def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | 
     x, gy = to_nhwc(x), to_nhwc(gy)
     L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
     C, O, tiles = g.C, g.O, _tiles(g.out)
-    gweight, norm = memory.empty((O, C, 3, 3), dtype), _in_a_row(before, dtype)
+    gweight, norm = memory.empty((O, C, 3, 3), dtype), flat_before(before, dtype)
     if C * O >= LARGE_GRADIENT:
         winograd_blocked.weight_gradient(x, norm, gy, gweight, tiles, g.padding, workers)
         return gweight

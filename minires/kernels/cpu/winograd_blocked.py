@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
+from minires.kernels.cpu.finishing import Finish
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, multiply
 from minires.kernels.cpu.winograd_tiles import (
@@ -35,10 +36,9 @@ BLOCK = 64  # channels
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, before, weight, columns, swap, y, add, shape, out, tiles, pad, block, panel, chunks,
-    workers, v, work, L, wide,
+    x, before, weight, columns, swap, y, shift, shortcut, rectify, kept, sums, shape, out,
+    tiles, pad, block, panel, chunks, workers, v, work, L, wide,
 ):  # fmt: skip
-    """`chunks`: parts of the tiles, where there are more workers than panels of outputs."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
     v_step, most = total * block, (total + chunks - 1) // chunks + ROWS
@@ -73,7 +73,10 @@ def _convolve(
                         v, at, channels, u, e * u_step, m, e * m_step, panel, last - first, L,
                         wide, c > 0,
                     )  # fmt: skip
-            store_tiles(m, m_step, out, tiles, first, last - first, o, panel, y, add, rest, L, k)
+            store_tiles(
+                m, m_step, out, tiles, first, last - first, o, panel, y, True,
+                Finish(shift, shortcut, rectify, kept[chunk], sums[chunk]), rest, L, k,
+            )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
@@ -125,26 +128,34 @@ def _blocks(total: int, channels: int, block: int, dtype: Any) -> Any:
     return memory.empty((-(-channels // block) * ELEMENTS * total + ROWS) * block, dtype)
 
 
+def _panel(O: int, dtype: Any) -> int:
+    L = lanes(dtype)
+    return 2 * L if O % (2 * L) == 0 else L
+
+
+def chunks(total: int, O: int, dtype: Any, workers: int) -> int:
+    """Parts of the tiles, where there are more workers than panels of outputs."""
+    return min(-(-workers // (O // _panel(O, dtype))), total)
+
+
 def convolve(
-    x: Any, before: Any, weight: Any, swap: bool, y: Any, add: bool, tiles: tuple[int, int],
-    pad: Any, workers: int,
+    x: Any, before: Any, weight: Any, swap: bool, y: Any, finish: Finish, tiles: tuple[int, int],
+    pad: Any, chunks: int, workers: int,
 ) -> None:  # fmt: skip
     """y (N, OH, OW, O) from x (N, H, W, C), with `weight` or with its adjoint if `swap`.
 
-    add: to what y holds, instead of in its place.
+    before, finish: what `finishing.py` says, finish with a part for each of the chunks.
     """
     dtype, L, O = x.dtype, lanes(x.dtype), y.shape[3]
-    wide = O % (2 * L) == 0
-    panel, total = (2 * L if wide else L), len(x) * tiles[0] * tiles[1]
-    chunks = min(-(-workers // (O // panel)), total)
+    panel, total = _panel(O, dtype), len(x) * tiles[0] * tiles[1]
     most = -(-total // chunks) + ROWS
     room = ELEMENTS * (BLOCK * panel + most * panel + BLOCK) + 27 * GROUP * panel
     work = memory.empty((workers, room), dtype)
     v = _blocks(total, x.shape[3], BLOCK, dtype)
     _convolve(
         x.reshape(-1), before, np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
-        y.reshape(-1), add, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks, workers, v,
-        work, L, wide,
+        y.reshape(-1), *finish, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks,
+        workers, v, work, L, panel > L,
     )  # fmt: skip
 
 

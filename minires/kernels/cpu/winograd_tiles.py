@@ -41,6 +41,7 @@ from minires.kernels.cpu.simd import (
     positive,
     store,
 )
+from minires.kernels.cpu.winograd_moments import add_tile
 
 POINT_A, POINT_B = 0.75, 1.5
 AA, BB = POINT_A**2, POINT_B**2
@@ -355,26 +356,40 @@ def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, 
 
 
 @njit(cache=True)
-def store_tiles(m, step, shape, tiles, first, count, begin, channels, y, add, patch, L, k):
+def store_tiles(
+    m, step, shape, tiles, first, count, begin, channels, y, begins, finish, patch, L, k
+):  # fmt: skip
     """Transform products m[(6*i + j)*step + t*channels + o] back into pixels of y.
 
-    With `add`, they are added to what y holds.
+    finish: what `finishing.py` says, for one part; its shortcut may be y itself, whose numbers are
+    added to then. begins: whether these tiles are the part's first.
     """
     OH, OW, O = shape
     rows, cols = tiles
+    shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
+    plain = shift.size == 0 and shortcut.size == 0
     n, row, col = _place(first, rows, cols)
     for at in range(0, count * channels, channels):
         top, left = row * 4, col * 4
+        height, width = min(4, OH - top), min(4, OW - left)
         corner = ((n * OH + top) * OW + left) * O + begin
-        if top + 4 <= OH and left + 4 <= OW and not add:
+        if height == 4 and width == 4 and plain:
             _output_tile(m, at, step, y, corner, OW * O, O, channels, L, k)
         else:
             _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
-            for i in range(min(4, OH - top)):
-                for j in range(min(4, OW - left)):
+            for i in range(height):
+                for j in range(width):
                     to, o = corner + (i * OW + j) * O, 0
                     while o < channels:
                         value = load(patch, (i * 4 + j) * channels + o)
-                        store(y, to + o, load(y, to + o) + value if add else value)
+                        if shift.size > 0:
+                            value = value + load(shift, begin + o)
+                        if shortcut.size > 0:
+                            value = value + load(shortcut, to + o)
+                        store(y, to + o, positive(value) if rectify else value)
                         o += L
+        if finish.sums.size > 0:
+            add_tile(
+                y, corner, height, width, OW * O, O, begin, channels, begins and at == 0, finish, L
+            )
         n, row, col = _next_place(n, row, col, rows, cols)

@@ -1,0 +1,43 @@
+"""The moments of a convolution's output, summed tile by tile while its pixels are in cache.
+
+`finishing.py` has the mathematics. A part is what is summed in a known order: the tiles of a
+worker, or of a chunk where workers share the channels. The pixels of a tile are summed in the
+array's own precision, tiles in float64. Tiles may stick out over the edge: only pixels count.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from minires.kernels.cpu.simd import add_wide, fill, fmuladd, load, store
+
+
+@njit(cache=True)
+def add_tile(y, corner, height, width, row, O, begin, channels, begins, finish, L):
+    """Add the pixels y[corner + i*row + j*O + o], i < height, j < width, o < channels, to a part.
+
+    The first channel is the channel `begin` of y. begins: the tile is the part's first, and its
+    last pixel what is summed from: not its corner, which in an image's first tile padding changes.
+    """
+    o = 0
+    while o < channels:
+        if begins:
+            last = corner + (height - 1) * row + (width - 1) * O
+            store(finish.kept, begin + o, load(y, last + o))
+        origin, a, b = load(finish.kept, begin + o), fill(y, 0.0), fill(y, 0.0)
+        for i in range(height):
+            for j in range(width):
+                d = load(y, corner + i * row + j * O + o) - origin
+                a = a + d
+                b = fmuladd(d, d, b)
+        add_wide(finish.sums[0], begin + o, a)
+        add_wide(finish.sums[1], begin + o, b)
+        o += L
+
+
+def pixels_before(tile: int, tiles: tuple[int, int], out: tuple[int, int]) -> int:
+    """Pixels of the output in all tiles before one: images, rows of tiles, tiles in a row."""
+    n, rest = divmod(tile, tiles[0] * tiles[1])
+    row, col = divmod(rest, tiles[1])
+    height = min(4, out[0] - 4 * row)
+    return n * out[0] * out[1] + 4 * row * out[1] + height * min(4 * col, out[1])
