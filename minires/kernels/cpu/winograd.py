@@ -84,6 +84,8 @@ def _convolve(
             for e in range(ELEMENTS):
                 ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
                 ask_for(y, (first + ahead) * y_tile + e * y_share, y_share, L)
+                if shortcut.size > 0:
+                    ask_for(shortcut, (first + ahead) * y_tile + e * y_share, y_share, L)
                 multiply(
                     v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
                 )  # fmt: skip
