@@ -120,7 +120,7 @@ def _add(
 ) -> None:
     exact = not name.startswith("winograd")
     into = _late(module, f"add_{operation}", summary) if adds else None
-    of_conv = fuses is not None and operation.startswith("conv2d")
+    of_conv = fuses and operation.startswith("conv2d")
     fused = _late(module, f"{operation}_fused", summary) if of_conv else None
     add = register(
         operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact, into=into,
@@ -148,9 +148,10 @@ _add(
 _add(_pass, "direct", "direct", _direct, _very_short_rows, _summary)
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     _adds = _pass == "conv2d_grad_input"
+    _parts = () if _adds else (BEFORE, AFTER, MOMENTS) if _pass == "conv2d" else (BEFORE,)
     _add(
         _pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds,
-        fuses=None if _adds else {BEFORE: None},
+        fuses=dict.fromkeys(_parts),
     )  # fmt: skip
 _summary = "Winograd F(4x4, 4x4) of the image's four phases."
 _add(
