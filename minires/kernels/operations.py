@@ -1,7 +1,8 @@
 """The operations and their signatures: one per operation, whatever the backend.
 
 x, y, gx, gy are batches of images (N, C, H, W) with any strides; `g` is the geometry. Kernels
-never change their inputs and return fresh arrays, preferably in channels-last memory.
+never change their inputs and return fresh arrays, preferably in channels-last memory; none of them
+shares memory with another or with an input.
 """
 
 from __future__ import annotations

@@ -282,7 +282,8 @@ def register(
     """Make a function of arrays a kernel of an operation; a name used again is replaced.
 
     The function takes the operation's arguments (see `operations.py`), changes none of them, and
-    returns fresh arrays. Any subset of an operation's passes will do: conv2d alone leaves its
+    returns fresh arrays, none of which shares memory with another or with an argument: the engine
+    adds into them. Any subset of an operation's passes will do: conv2d alone leaves its
     gradients to the other kernels.
 
     only: what it supports, a function of the geometry; others are used elsewhere. Its docstring

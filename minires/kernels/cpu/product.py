@@ -108,18 +108,16 @@ def _call(
 @njit(cache=True)
 def product(
     address, a, a_at, a_row, a_step, M, b, b_at, b_step, b_panel, panel, wide, J, c, c_at, c_row, K,
-    mode=FRESH, lines=1, a_line=0, b_line=0,
+    mode=FRESH,
 ):  # fmt: skip
     """c = a @ b for M rows, J columns (a multiple of `panel`) and a sum over K; flat arrays.
 
     a[i, k] lies at a_at + i*a_row + k*a_step, b[k, j] at b_at + (j // panel)*b_panel + k*b_step
-    + j % panel, c[i, j] at c_at + i*c_row + j. The sum is over `lines` such runs of k, which lie
-    a_line and b_line apart. mode: what becomes of what is in c, see `tile.py`.
+    + j % panel, c[i, j] at c_at + i*c_row + j. mode: what becomes of what is in c, see `tile.py`.
     """
     _call(
         address, a, a_at, b, b_at, c, c_at, a, a_at,
-        (a_row, a_step, a_line, M, b_step, b_line, b_panel, panel, wide, J, c_row, K, lines, mode,
-         False, 0),
+        (a_row, a_step, 0, M, b_step, 0, b_panel, panel, wide, J, c_row, K, 1, mode, False, 0),
     )  # fmt: skip
 
 
@@ -129,7 +127,8 @@ def product_to_memory(
     mode, lines, a_line, b_line, source, ask, count,
 ):  # fmt: skip
     """`product` where c is not in cache: a tile of c is asked for while the one before it is
-    computed, and evenly during all of it the `count` elements of `source` from `ask` on.
+    computed, and evenly during all of it the `count` elements of `source` from `ask` on. The sum
+    is over `lines` runs of K, which lie a_line and b_line apart.
     """
     _call(
         address, a, a_at, b, b_at, c, c_at, source, ask,
