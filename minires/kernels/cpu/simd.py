@@ -37,7 +37,7 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
-STREAMED = 1 << 24  # bytes: what is larger has left the cache when it is read
+STREAMED = 12 << 20  # bytes: what is larger has left the cache when it is read
 
 
 def lanes(dtype: Any) -> int:
@@ -163,9 +163,9 @@ def stream(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, value), codegen
 
 
-def streams(array: Any) -> bool:
-    """Whether to write an array with `stream`, a row of whole vectors at a time."""
-    return bool(array.nbytes >= STREAMED and array.ctypes.data % VECTOR_BYTES == 0)
+def streams(array: Any, least: int = STREAMED) -> bool:
+    """Whether to write an array of at least so many bytes with `stream`, in whole vectors."""
+    return bool(array.nbytes >= least and array.ctypes.data % VECTOR_BYTES == 0)
 
 
 @intrinsic

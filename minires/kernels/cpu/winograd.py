@@ -18,7 +18,7 @@ from numba import njit, prange
 from minires.kernels import memory
 from minires.kernels.cpu import winograd_blocked
 from minires.kernels.cpu.finishing import Finish, finish_of, flat_before, merged_moments
-from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.simd import lanes, streams
 from minires.kernels.cpu.winograd_moments import pixels_before
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, ask_for, multiply
 from minires.kernels.cpu.winograd_tiles import (
@@ -43,17 +43,19 @@ BATCH_CHANNELS = 768  # of a batch, inputs' and outputs': V and M are to stay ne
 LARGE_BATCH = 12  # where U does not fit a core's cache and comes by once per batch
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
 LARGE_GRADIENT = 192 * 192
+PAST = 1 << 22  # bytes from which on y is written past the caches
 SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than a shared one
 
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, before, weight, columns, swap, u, own, y, shift, shortcut, rectify, kept, sums, shape,
-    out, tiles, pad, batch, workers, work, L, wide,
+    x, before, weight, columns, swap, u, own, y, past, shift, shortcut, rectify, kept, sums,
+    shape, out, tiles, pad, batch, workers, work, L, wide,
 ):  # fmt: skip
     """Each worker takes `batch` tiles at a time through all three steps.
 
     own: u has room for a U per worker, which each makes itself; otherwise it is U.
+    past: whether to write y past the caches.
     before, and shift to sums: as `finishing.py` describes them.
     """
     C, O = shape[2], out[2]
@@ -83,14 +85,15 @@ def _convolve(
             )  # fmt: skip
             for e in range(ELEMENTS):
                 ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
-                ask_for(y, (first + ahead) * y_tile + e * y_share, y_share, L)
+                if not past:
+                    ask_for(y, (first + ahead) * y_tile + e * y_share, y_share, L)
                 if shortcut.size > 0:
                     ask_for(shortcut, (first + ahead) * y_tile + e * y_share, y_share, L)
                 multiply(
                     v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
                 )  # fmt: skip
             store_tiles(
-                m, m_step, out, tiles, first, count, 0, O, y, b == start, finish, patch, L, k
+                m, m_step, out, tiles, first, count, 0, O, y, past, b == start, finish, patch, L, k
             )  # fmt: skip
 
 
@@ -170,8 +173,9 @@ def _run(
         batch = _batch(count, workers, C, O)
         work = memory.empty((workers, _room(batch, C, O, L)), dtype)
         _convolve(
-            x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1), *finish, (H, W, C),
-            (*out, O), tiles, pad, batch, workers, work, L, wide,
+            x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1),
+            total is None and streams(y, PAST), *finish, (H, W, C), (*out, O), tiles, pad, batch,
+            workers, work, L, wide,
         )  # fmt: skip
         batches = -(-count // batch)
         ends = [min(part * batches // parts * batch, count) for part in range(parts + 1)]

@@ -74,7 +74,7 @@ def _convolve(
                         wide, c > 0,
                     )  # fmt: skip
             store_tiles(
-                m, m_step, out, tiles, first, last - first, o, panel, y, True,
+                m, m_step, out, tiles, first, last - first, o, panel, y, False, True,
                 Finish(shift, shortcut, rectify, kept[chunk], sums[chunk]), rest, L, k,
             )  # fmt: skip
 

@@ -16,8 +16,9 @@ from minires.kernels.cpu.simd import add_wide, fill, fmuladd, load, store
 def add_tile(y, corner, height, width, row, O, begin, channels, begins, finish, L):
     """Add the pixels y[corner + i*row + j*O + o], i < height, j < width, o < channels, to a part.
 
-    The first channel is the channel `begin` of y. begins: the tile is the part's first, and its
-    last pixel what is summed from: not its corner, which in an image's first tile padding changes.
+    y may be the output or a copy of the tile; its first channel is the part's `begin`. begins: the
+    tile is the part's first, and its last pixel what is summed from: not its corner, which in an
+    image's first tile padding changes.
     """
     o = 0
     while o < channels:

@@ -40,6 +40,7 @@ from minires.kernels.cpu.simd import (
     load_where,
     positive,
     store,
+    stream,
 )
 from minires.kernels.cpu.winograd_moments import add_tile
 
@@ -357,24 +358,28 @@ def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, 
 
 @njit(cache=True)
 def store_tiles(
-    m, step, shape, tiles, first, count, begin, channels, y, begins, finish, patch, L, k
+    m, step, shape, tiles, first, count, begin, channels, y, past, begins, finish, patch, L, k
 ):  # fmt: skip
     """Transform products m[(6*i + j)*step + t*channels + o] back into pixels of y.
 
+    past: whether to write y past the caches. begins: whether these tiles are the part's first.
     finish: what `finishing.py` says, for one part; its shortcut may be y itself, whose numbers are
-    added to then. begins: whether these tiles are the part's first.
+    added to then.
     """
     OH, OW, O = shape
     rows, cols = tiles
     shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
-    plain = shift.size == 0 and shortcut.size == 0
+    plain = shift.size == 0 and shortcut.size == 0 and not past
     n, row, col = _place(first, rows, cols)
     for at in range(0, count * channels, channels):
         top, left = row * 4, col * 4
         height, width = min(4, OH - top), min(4, OW - left)
         corner = ((n * OH + top) * OW + left) * O + begin
+        opens = begins and at == 0
         if height == 4 and width == 4 and plain:
             _output_tile(m, at, step, y, corner, OW * O, O, channels, L, k)
+            if finish.sums.size > 0:
+                add_tile(y, corner, 4, 4, OW * O, O, begin, channels, opens, finish, L)
         else:
             _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
             for i in range(height):
@@ -386,10 +391,16 @@ def store_tiles(
                             value = value + load(shift, begin + o)
                         if shortcut.size > 0:
                             value = value + load(shortcut, to + o)
-                        store(y, to + o, positive(value) if rectify else value)
+                        if rectify:
+                            value = positive(value)
+                        if past:
+                            stream(y, to + o, value)
+                        else:
+                            store(y, to + o, value)
                         o += L
-        if finish.sums.size > 0:
-            add_tile(
-                y, corner, height, width, OW * O, O, begin, channels, begins and at == 0, finish, L
-            )
+            if finish.sums.size > 0:  # of patch: what went past the caches is not read again
+                line = 4 * channels
+                add_tile(
+                    patch, 0, height, width, line, channels, begin, channels, opens, finish, L
+                )  # fmt: skip
         n, row, col = _next_place(n, row, col, rows, cols)
