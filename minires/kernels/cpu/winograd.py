@@ -43,7 +43,7 @@ BATCH_CHANNELS = 768  # of a batch, inputs' and outputs': V and M are to stay ne
 LARGE_BATCH = 12  # where U does not fit a core's cache and comes by once per batch
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
 LARGE_GRADIENT = 192 * 192
-PAST = 1 << 22  # bytes from which on y is written past the caches
+PAST = 1 << 22  # bytes from which on what is finished is written past the caches
 SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than a shared one
 
 
@@ -174,8 +174,8 @@ def _run(
         work = memory.empty((workers, _room(batch, C, O, L)), dtype)
         _convolve(
             x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1),
-            total is None and streams(y, PAST), *finish, (H, W, C), (*out, O), tiles, pad, batch,
-            workers, work, L, wide,
+            after is not None and streams(y, PAST), *finish, (H, W, C), (*out, O), tiles, pad,
+            batch, workers, work, L, wide,
         )  # fmt: skip
         batches = -(-count // batch)
         ends = [min(part * batches // parts * batch, count) for part in range(parts + 1)]
