@@ -41,7 +41,7 @@ class Pending:
 
     def compute(self) -> Any:
         """The array, from what it is made from."""
-        raise NotImplementedError(f"{type(self).__name__} says how to compute()")
+        raise TypeError(f"{type(self).__name__}: what is pending defines compute(self)")
 
     def forget(self) -> None:
         """Let go of what the array was made from."""
