@@ -43,15 +43,11 @@ class Pending:
         """The array, from what it is made from."""
         raise TypeError(f"{type(self).__name__}: what is pending defines compute(self)")
 
-    def forget(self) -> None:
-        """Let go of what the array was made from."""
-
     def make(self) -> Any:
         """The array, computed now unless it has been before."""
         array = self.array
         if array is None:
             array = self.array = self.compute()
-            self.forget()
             if self.buffer is not None:
                 self.buffer.array = array
         return array

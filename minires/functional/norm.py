@@ -261,9 +261,10 @@ def bias_relu(
 def _moments(x: Tensor, kind: type[BatchStatistics]) -> tuple[Any, Any] | None:
     """Mean and variance of x, if its maker has summed them and our own kernels may use them."""
     buffer = x._buffer
-    if buffer.moments is None or not kind.operation.fusing(MOMENTS, buffer.array):
+    if buffer.moments is None or x._data is not buffer.array:  # a view has statistics of its own
         return None
-    return buffer.moments if buffer.unchanged() else None
+    usable = kind.operation.fusing(MOMENTS, buffer.array) and buffer.unchanged()
+    return buffer.moments if usable else None
 
 
 def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -287,6 +287,18 @@ def test_statistics_of_what_a_hook_has_changed(fusing: Counted, rng: Any) -> Non
     np.testing.assert_allclose(found(True), found(False), rtol=1e-4)
 
 
+@pytest.mark.parametrize("index", [slice(0, 2), (slice(None), slice(0, 8))], ids=str)
+def test_statistics_of_a_part_are_its_own(index: Any, fusing: Counted, rng: Any) -> None:
+    """A view shares the memory that the convolution's statistics are of, and not the statistics."""
+    conv = nn.Conv2d(32, 16, 3, padding=1, bias=False)
+    y = conv(mr.Tensor(images(rng, WIDE)))
+    assert fusing.parts == [MOMENTS]
+    with use(batch_norm_train="simd"):
+        found = F.batch_norm(y[index], None, None, training=True)
+    expected = F.batch_norm(mr.Tensor(y.numpy()[index].copy()), None, None, training=True)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
+
+
 def test_a_batch_norm_of_ones_own_is_asked(fusing: Counted, rng: Any) -> None:
     """Who registers a batch norm gets all of it to do, and may return what he likes."""
     kernels = list(registry.operation("batch_norm_relu_train").kernels)
