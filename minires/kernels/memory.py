@@ -21,9 +21,11 @@ their last 12 bits compete for the same places of the first-level cache.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
+import sys
 import threading
 from bisect import bisect_left, insort
 from collections import deque
@@ -51,23 +53,20 @@ class MemoryStatistics:
     reserved: int
 
 
-class _Lease:
-    """A piece of the pool while an array looks at it; NumPy keeps it alive with the array."""
+class _Lease(ctypes.c_char * (sys.maxsize >> 1)):  # type: ignore[misc]
+    """A piece of the pool while an array looks at it; NumPy keeps it alive with the array.
 
-    __slots__ = ("__array_interface__", "address", "pool", "size")
+    As a C type, with no end, it is memory to NumPy: an array of it takes a third of the time that
+    one takes through `__array_interface__`.
+    """
 
-    def __init__(self, pool: Pool, address: int, size: int, shape: Any, dtype: Any) -> None:
-        self.pool, self.address, self.size = pool, address, size
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (address, False),
-            "shape": shape,
-            "typestr": dtype.str,
-        }
+    __slots__ = ("pool", "size")
+    pool: Pool
+    size: int
 
     def __del__(self) -> None:
         # Maybe inside a collection that started while the pool was locked: only leave a note.
-        self.pool.returned.append((self.address, self.size))
+        self.pool.returned.append((ctypes.addressof(self), self.size))
 
 
 def _plenty() -> int:
@@ -103,8 +102,8 @@ class Pool:
         size = math.prod(shape) * dtype.itemsize
         if size < SMALLEST:
             raw = np.empty(size + LINE, np.uint8)
-            start = -raw.ctypes.data % LINE if size else 0
-            return raw[start : start + size].view(dtype).reshape(shape)
+            start = -ctypes.addressof(ctypes.c_char.from_buffer(raw)) % LINE
+            return np.ndarray(shape, dtype, raw, start)
         # A line more than whole pages: arrays of equal size start at different offsets in theirs.
         size = -(-size // 4096) * 4096 + LINE
         with self._lock:
@@ -112,7 +111,9 @@ class Pool:
             address = self._take(size)
             self._in_use += size
             self._high_water = max(self._high_water, self._in_use)
-        return np.asarray(_Lease(self, address, size, shape, dtype))
+        lease = _Lease.from_address(address)
+        lease.pool, lease.size = self, size
+        return np.ndarray(shape, dtype, lease)
 
     def statistics(self) -> MemoryStatistics:
         """How much is in use."""

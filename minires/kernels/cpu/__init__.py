@@ -26,11 +26,15 @@ DTYPES = ("float32", "float64")
 
 def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     """A kernel that imports its module at its first call."""
+    found: Callable[..., Any] | None = None
 
     def kernel(*args: Any, **parts: Any) -> Any:
-        use_own_threads()
-        loaded = importlib.import_module(f"minires.kernels.cpu.{module}")
-        return getattr(loaded, function)(*args, **parts)
+        nonlocal found
+        if found is None:
+            use_own_threads()
+            loaded = importlib.import_module(f"minires.kernels.cpu.{module}")
+            found = getattr(loaded, function)
+        return found(*args, **parts)
 
     kernel.__doc__ = summary
     return kernel
