@@ -11,7 +11,13 @@ from minires.kernels.cpu.weights import packed, packed_transposed
 
 
 @pytest.mark.parametrize("panel", [16, 32])
-@pytest.mark.parametrize("shape", [(48, 32, 3, 3), (17, 48, 1, 1), (16, 3, 7, 7), (1, 5, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (48, 32, 3, 3), (17, 48, 1, 1), (16, 3, 7, 7), (1, 5, 2, 2),
+        (273, 499, 1, 1), (256, 58, 3, 3),  # large enough for all threads
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_packed_weights(shape: Any, panel: int, dtype: str, rng: np.random.Generator) -> None:
     """Rows (u, v, c) and columns o in panels; transposed, rows o and columns (u, v, c)."""

@@ -25,7 +25,7 @@ from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import copy_run
-from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, positive, store
+from minires.kernels.cpu.simd import add_wide, fill, fmuladd, lanes, load, positive, store
 from minires.kernels.fusing import After, Before
 from minires.kernels.layout import to_nhwc
 
@@ -56,18 +56,24 @@ def normalise_rows(x, at, rows, C, before, out, to, L):
 
 @njit(cache=True)
 def _add_moments(y, at, rows, O, kept, sums, L):
-    """Add the rows' sums of d and d^2 to those of a worker."""
-    for o in range(0, O, L):
-        first, a, b = load(kept, o), fill(y, 0.0), fill(y, 0.0)
-        for r in range(0, rows * O, O):
-            d = load(y, at + r + o) - first
-            a = a + d
-            b = fmuladd(d, d, b)
-        store(kept, O, a)
-        store(kept, O + L, b)
-        for i in range(L):
-            sums[0, o + i] += kept[O + i]
-            sums[1, o + i] += kept[O + L + i]
+    """Add the rows' sums of d and d^2 to those of a worker.
+
+    Two vectors at a time, so that a sum does not wait for itself; the last one may be alone.
+    """
+    for o in range(0, O, 2 * L):
+        p = min(o + L, O - L)
+        first, second = load(kept, o), load(kept, p)
+        a, b = fill(y, 0.0), fill(y, 0.0)
+        a2, b2 = fill(y, 0.0), fill(y, 0.0)
+        for r in range(at, at + rows * O, O):
+            d, d2 = load(y, r + o) - first, load(y, r + p) - second
+            a, a2 = a + d, a2 + d2
+            b, b2 = fmuladd(d, d, b), fmuladd(d2, d2, b2)
+        add_wide(sums[0], o, a)
+        add_wide(sums[1], o, b)
+        if p > o:
+            add_wide(sums[0], p, a2)
+            add_wide(sums[1], p, b2)
 
 
 @njit(cache=True)

@@ -17,15 +17,21 @@ from minires.kernels.cpu.copying import AHEAD, clear_run, copy_run, prefetch_run
 from minires.kernels.cpu.simd import lanes, transpose
 
 PANELS = 4  # filled side by side: long runs to read, and few places to write to
-SMALL = 1 << 15  # elements: waking a thread takes longer than packing them
+SMALL = 1 << 17  # elements: waking a thread takes longer than packing them
 
 
 @njit(cache=True)
 def _pack_columns(weight, O, C, taps, panel, out, o, square, L):
-    """Output channels o, ..., o + L - 1: a transposition, its rows put in the order (tap, c)."""
+    """Output channels o, ..., o + L - 1: a transposition, its rows put in the order (tap, c).
+
+    With one tap they are in order, and go where they belong without a stop in `square`.
+    """
     K, there = C * taps, min(L, O - o)
     base, whole = o // panel * panel * K + o % panel, (K - K % L if there == L else 0)
     for k in range(0, whole, L):
+        if taps == 1:
+            transpose(weight, o * K + k, K, out, base + k * panel, panel)
+            continue
         transpose(weight, o * K + k, K, square, 0, L)
         c, tap = k // taps, k % taps
         for row in range(L):
