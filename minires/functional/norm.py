@@ -285,9 +285,14 @@ def _move(mean: Tensor, var: Tensor, batch: Any, momentum: float, unbiased: floa
     """Running statistics towards a batch's, in place; `unbiased` makes its variance all images'."""
     m, v, batch_mean, batch_var = given = mean._data, var._data, batch.mean, batch.var
     here = on_host(m)
-    if here or len({a.dtype for a in given}) > 1 or m.dtype.itemsize == 2:
+    alike = here and m.dtype is v.dtype is batch_mean.dtype is batch_var.dtype
+    if alike and batch.moments is not None and m.flags.contiguous and v.flags.contiguous:
+        from minires.kernels.cpu import channels  # what has summed the moments is compiled, too
+
+        channels.move(*given, momentum, unbiased)
+    elif here or len({a.dtype for a in given}) > 1 or m.dtype.itemsize == 2:
         factors: Any = 1 - momentum, momentum, momentum * unbiased
-        if here and m.dtype is v.dtype is batch_mean.dtype is batch_var.dtype:
+        if alike:
             factors = constants(m.dtype, *factors)
         rest, of_mean, of_var = factors
         m *= rest

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from minires.autograd import Function, Tensor, enable_grad, grad, is_grad_enabled, no_grad, tape
 from minires.functional.activation import ReLUGrad
 from minires.functional.deferred import PendingActivation
@@ -36,14 +34,15 @@ class BatchStatistics:
     def __init__(self, eps: float, moments: tuple[Any, Any] | None = None) -> None:
         self.eps, self.moments = eps, moments
 
-    def statistics(self, x: Any) -> Any:
-        """Sets `mean` and `var`; returns the inverse deviation."""
+    def statistics(self, x: Any, gamma: Any) -> tuple[Any, Any]:
+        """Sets `mean` and `var`; returns the inverse deviation, and gamma times that."""
         if self.moments is None:
             self.mean, self.var, inv_std = ops.batch_norm_statistics(x, self.eps)
-            return inv_std
-        mean, var = self.moments[0], np.maximum(self.moments[1], 0.0)
-        self.mean, self.var = mean.astype(x.dtype), var.astype(x.dtype)
-        return (1.0 / np.sqrt(var + self.eps)).astype(x.dtype)
+            return inv_std, inv_std if gamma is None else gamma * inv_std
+        from minires.kernels.cpu import channels  # what has summed the moments is compiled, too
+
+        self.mean, self.var, *rest = channels.normaliser(self.moments, self.eps, gamma, x.dtype)
+        return rest[0], rest[1]
 
 
 class BatchNormTrain(BatchStatistics, Function):
@@ -56,8 +55,8 @@ class BatchNormTrain(BatchStatistics, Function):
         if self.moments is None:
             y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
         else:
-            inv_std = self.statistics(x)
-            y = ops.normalise(x, *_before(self.mean, inv_std, gamma, beta), None, False)
+            inv_std, scale = self.statistics(x, gamma)
+            y = ops.normalise(x, *_before(self.mean, scale, beta), None, False)
         kept = {} if gamma is None else {"gamma": gamma}
         self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
         return y
@@ -82,8 +81,8 @@ class BatchNormReLUTrain(BatchStatistics, Function):
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
         y: Any
         if ops.batch_norm_relu_train.fusing(MOMENTS, x, gamma, beta, self.eps):
-            inv_std = self.statistics(x)
-            before = _before(self.mean, inv_std, gamma, beta)
+            inv_std, scale = self.statistics(x, gamma)
+            before = _before(self.mean, scale, beta)
             y = PendingActivation(x, before._replace(shift=before.shift.copy()))  # beta moves on
             if x.nbytes < tape.LARGE:
                 y = y.make()
@@ -161,8 +160,8 @@ class BatchNormAddReLUTrain(BatchStatistics, Function):
                 x, r, gamma, beta, self.eps
             )
         else:
-            inv_std = self.statistics(x)
-            y = ops.normalise(x, *_before(self.mean, inv_std, gamma, beta), r, True)
+            inv_std, scale = self.statistics(x, gamma)
+            y = ops.normalise(x, *_before(self.mean, scale, beta), r, True)
         kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
         self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
         return y
@@ -182,17 +181,18 @@ class BatchNormAddReLUTrain(BatchStatistics, Function):
         return (gx, gr, *rest) if affine else (gx, gr)
 
 
-def _before(mean: Any, inv_std: Any, gamma: Any, beta: Any) -> Before:
-    """What batch norm does to x, as a scale and a shift."""
-    scale = inv_std if gamma is None else gamma * inv_std
-    return Before(mean, scale, xp_of(inv_std).zeros_like(inv_std) if beta is None else beta)
+def _before(mean: Any, scale: Any, beta: Any) -> Before:
+    """What batch norm does to x; scale: gamma times the inverse deviation."""
+    return Before(mean, scale, xp_of(scale).zeros_like(scale) if beta is None else beta)
 
 
 def _saved_before(node: Function) -> tuple[Any, Before]:
     """x and what was done to it, from what the node has saved."""
     recall = node.recall_array
-    gamma, beta = (recall("gamma"), recall("beta")) if node.keeps("gamma") else (None, None)
-    return recall("x"), _before(recall("mean"), recall("inv_std"), gamma, beta)
+    scale, beta = recall("inv_std"), None
+    if node.keeps("gamma"):
+        scale, beta = recall("gamma") * scale, recall("beta")
+    return recall("x"), _before(recall("mean"), scale, beta)
 
 
 class BatchNormGrad(Function):

@@ -24,6 +24,7 @@ import numpy as np
 from numba import njit
 
 from minires.kernels import memory
+from minires.kernels.cpu import channels
 from minires.kernels.cpu.copying import copy_run
 from minires.kernels.cpu.simd import add_wide, fill, fmuladd, lanes, load, positive, store
 from minires.kernels.fusing import After, Before
@@ -130,15 +131,7 @@ def merged_moments(finish: Finish, counts: Any) -> tuple[Any, Any]:
     """
     if not sum(counts):
         raise ValueError("conv2d: no pixels, so they have no mean; the batch is empty")
-    O = finish.sums.shape[2]
-    n, mean, squares = 0, np.zeros(O), np.zeros(O)
-    for count, kept, (d, d2) in zip(counts, finish.kept, finish.sums, strict=True):
-        if count:
-            delta = kept[:O] + d / count - mean
-            mean += delta * (count / (n + count))
-            squares += np.maximum(d2 - d * d / count, 0.0) + delta**2 * (n * count / (n + count))
-            n += count
-    return mean, squares / n
+    return channels.merged(finish.kept, finish.sums, np.asarray(counts, np.int64))
 
 
 def check_before(before: Before | None, possible: bool) -> None:

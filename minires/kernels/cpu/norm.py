@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
+from minires.kernels.cpu import channels
 from minires.kernels.cpu.simd import (
     fill,
     fmuladd,
@@ -193,16 +194,14 @@ def _gradients(
 ) -> tuple[Any, Any, Any]:
     """gx, as rows, and the gradients of gamma and beta from the two sums."""
     R, dtype = len(flat), flat.dtype
-    gbeta, ggamma = sums[0], sums[1] * inv_std
-    scale, offset = _affine(gamma, beta, inv_std)
-    wide = inv_std.astype(np.float64) if gamma is None else gamma * inv_std.astype(np.float64)
-    along, shift = (v.astype(dtype) for v in (wide * inv_std * ggamma / R, wide * gbeta / R))
+    factors, ggamma, gbeta = channels.gradient_factors(sums, gamma, inv_std, R)
+    scale, offset = _affine(gamma, beta, inv_std) if relu else (mean, mean)  # not read without
     gx = memory.empty_like(flat)
     _input_gradient(
-        gy, flat.reshape(-1), *flat.shape, mean, scale, offset, wide.astype(dtype), along, shift,
+        gy, flat.reshape(-1), *flat.shape, mean, scale, offset, *factors,
         relu, gx.reshape(-1), streams(gx), num_threads(), lanes(dtype),
     )  # fmt: skip
-    return gx, ggamma.astype(dtype), gbeta.astype(dtype)
+    return gx, ggamma, gbeta
 
 
 def _grad(
