@@ -12,9 +12,8 @@ nothing to wait on.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
-
-import numpy as np
 
 from minires.autograd.buffer import Buffer
 from minires.autograd.tensor import Tensor
@@ -37,7 +36,7 @@ class Pending:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * int(self.dtype.itemsize)
+        return math.prod(self.shape) * int(self.dtype.itemsize)
 
     def compute(self) -> Any:
         """The array, from what it is made from."""
@@ -96,7 +95,7 @@ class Deferred(Tensor):
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def numel(self) -> int:
         return self.size

@@ -83,7 +83,8 @@ class BatchNormReLUTrain(BatchStatistics, Function):
         if ops.batch_norm_relu_train.fusing(MOMENTS, x, gamma, beta, self.eps):
             inv_std, scale = self.statistics(x, gamma)
             before = _before(self.mean, scale, beta)
-            y = PendingActivation(x, before._replace(shift=before.shift.copy()))  # beta moves on
+            # A copy of the shift, which is beta: that moves on.
+            y = PendingActivation(x, Before(before.mean, before.scale, before.shift.copy()))
             if x.nbytes < tape.LARGE:
                 y = y.make()
         else:

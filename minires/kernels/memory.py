@@ -60,13 +60,13 @@ class _Lease(ctypes.c_char * (sys.maxsize >> 1)):  # type: ignore[misc]
     one takes through `__array_interface__`.
     """
 
-    __slots__ = ("pool", "size")
-    pool: Pool
-    size: int
+    __slots__ = ("piece", "returned")
+    piece: tuple[int, int]  # its address and size
+    returned: deque[tuple[int, int]]  # the pool's
 
     def __del__(self) -> None:
         # Maybe inside a collection that started while the pool was locked: only leave a note.
-        self.pool.returned.append((ctypes.addressof(self), self.size))
+        self.returned.append(self.piece)
 
 
 def _plenty() -> int:
@@ -112,7 +112,7 @@ class Pool:
             self._in_use += size
             self._high_water = max(self._high_water, self._in_use)
         lease = _Lease.from_address(address)
-        lease.pool, lease.size = self, size
+        lease.piece, lease.returned = (address, size), self.returned
         return np.ndarray(shape, dtype, lease)
 
     def statistics(self) -> MemoryStatistics:
