@@ -83,27 +83,30 @@ def _normalise_windows(x, first, count, k0, k1, sizes, before, out, row, L):
 
 @njit(cache=True)
 def _sum_range(
-    address, x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, step, near, plain,
+    address, x, before, gy, dw, begin, end, O, K, sizes, k0, k1, o0, o1, row, step, near, dense,
     work, L,
 ):  # fmt: skip
     """dw[o*row + k] for o0 <= o < o1, k0 <= k < k1, over pixels begin, ..., end - 1.
 
     k0 and k1 are whole vectors; where K is less than k1, what is written beyond it is arbitrary.
-    step: pixels at a time, at most. near: gy is read where it lies, all of its rows; plain: x, too.
+    step: pixels at a time, at most. near: gy is read where it lies, all of its rows, and x, too,
+    if it is dense (its pixels are the windows) and not normalised.
     """
     panel, M, there = 2 * L, o1 - o0, min(k1, K)
     wide, tall = _odd(k1 - k0, L), _odd(M, L)
     to, pairs = o0 * row + k0, (k1 - k0) // panel * panel
     normalised = before[0].size > 0
     # While the first columns are computed gy is asked for, then x: shares as their rows are long.
-    some = min(max(pairs // panel * O // (O + K) * panel, panel), pairs) if plain else pairs
+    some = pairs
+    if dense:
+        some = min(max(pairs // panel * M // (M + k1 - k0) * panel, panel), pairs)
     blocks = (end - begin + step - 1) // step
     for block in range(blocks):
         first = begin + block * (end - begin) // blocks
         after = begin + (block + 1) * (end - begin) // blocks
         count, mode = after - first, ONWARD if block > 0 else FRESH
         coming = min(count, end - after)
-        if plain:
+        if near and dense and not normalised:
             b, b_at, b_row = x, first * K, K
         else:
             b, b_at, b_row = work, 0, wide
@@ -116,21 +119,18 @@ def _sum_range(
         else:
             a, a_at, a_row = work, step * wide, tall
             copy_rows(gy, first * O + o0, O, work, a_at, tall, count, M, L)
-        if near:
-            product_to_memory(
-                address, a, a_at, 1, a_row, M, b, b_at, b_row, panel, panel, True, some,
-                dw, to, row, count, mode, 1, 0, 0, gy, after * O, coming * O if some > 0 else 0,
-            )  # fmt: skip
-            product_to_memory(
-                address, a, a_at, 1, a_row, M, b, b_at + some, b_row, panel, panel, True,
-                pairs - some, dw, to + some, row, count, mode, 1, 0, 0, x, after * K,
-                coming * K if pairs > some else 0,
-            )  # fmt: skip
-        else:
-            product(
-                address, a, a_at, 1, a_row, M, b, b_at, b_row, panel, panel, True, pairs,
-                dw, to, row, count, mode,
-            )  # fmt: skip
+        gy_run, gy_runs = (coming * O, 1) if near else (M, coming)
+        x_run, x_runs = (coming * K, 1) if near else (k1 - k0, coming)
+        product_to_memory(
+            address, a, a_at, 1, a_row, M, b, b_at, b_row, panel, panel, True, some,
+            dw, to, row, count, mode, 1, 0, 0,
+            gy, after * O + o0, gy_run if some > 0 else 0, O, gy_runs,
+        )  # fmt: skip
+        product_to_memory(
+            address, a, a_at, 1, a_row, M, b, b_at + some, b_row, panel, panel, True,
+            pairs - some, dw, to + some, row, count, mode, 1, 0, 0,
+            x, after * K + k0, x_run if pairs > some else 0, K, x_runs,
+        )  # fmt: skip
         product(
             address, a, a_at, 1, a_row, M, b, b_at + pairs, b_row, L, L, False, k1 - k0 - pairs,
             dw, to + pairs, row, count, mode,
@@ -139,7 +139,7 @@ def _sum_range(
 
 @njit(cache=True, parallel=True)
 def _sum_outer(
-    address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, step, near, plain,
+    address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, step, near, dense,
     workers, work, L,
 ):  # fmt: skip
     """dw[part, o*row + k]; `row` is K in whole vectors. Either parts or ranges are one."""
@@ -153,7 +153,7 @@ def _sum_outer(
                 address, x, before, gy, dw[part],
                 part * pixels // parts, (part + 1) * pixels // parts, O, K, sizes,
                 k * vectors // k_ranges * L, (k + 1) * vectors // k_ranges * L,
-                o * O // o_ranges, (o + 1) * O // o_ranges, row, step, near, plain,
+                o * O // o_ranges, (o + 1) * O // o_ranges, row, step, near, dense,
                 work[worker], L,
             )  # fmt: skip
 
@@ -181,8 +181,8 @@ def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry)
     vectors = -(-K // L)
     parts, k_ranges, o_ranges = _division(workers, vectors, g.O, pixels, L)
     near = vectors * L * g.O <= SMALL
-    plain = near and g.pointwise and g.stride == (1, 1) and before[0].size == 0
-    if plain:
+    dense = g.pointwise and g.stride == (1, 1)
+    if near and dense:
         k_ranges = 1
     step = 2 * PIXELS if near and g.O <= 2 * PIXELS else PIXELS
     longest = _odd(-(-vectors // k_ranges) * L, L) + _odd(-(-g.O // o_ranges), L)
@@ -190,7 +190,7 @@ def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry)
     work = memory.empty((workers, step * longest), x.dtype)
     _sum_outer(
         product_address(x.dtype), x.reshape(-1), before, gy.reshape(-1), dw, pixels, g.O, K,
-        g.window_sizes, k_ranges, o_ranges, vectors * L, step, near, plain, workers, work, L,
+        g.window_sizes, k_ranges, o_ranges, vectors * L, step, near, dense, workers, work, L,
     )  # fmt: skip
     if g.pointwise and dw.size <= SMALL:  # waking the threads takes longer
         dw = dw.sum(axis=0, keepdims=True)

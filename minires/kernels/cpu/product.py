@@ -22,44 +22,42 @@ from llvmlite import ir
 from numba import from_dtype, njit, types
 from numba.extending import intrinsic
 
-from minires.kernels.cpu.simd import element_pointer, prefetch_to_write
+from minires.kernels.cpu.simd import element_pointer
 from minires.kernels.cpu.tile import FRESH, ROWS, ROWS_OF_ONE, offset, tile_product_lines
 
 
 @njit(cache=True, error_model="numpy", no_cpython_wrapper=True)
 def _product(
     a, a_row, a_step, a_line, M, b, b_step, b_line, b_panel, panel, wide, J, c, c_row, K, lines,
-    mode, distant, ask, count,
+    mode, distant, ask, count, ask_row, asks,
 ):  # fmt: skip
     """What `product` does, with pointers."""
-    most, L = (ROWS, panel // 2) if wide else (ROWS_OF_ONE, panel)
+    most = ROWS if wide else ROWS_OF_ONE
     groups = (M + most - 1) // most
     steps = K * lines
-    share = -(-count // (J // panel * groups * steps)) if count else 0
-    asked = 0
+    tile, share = 0, -(-count // steps) if count else 0
+    if count and asks == 1:
+        share = -(-count // (J // panel * groups * steps))
+        ask_row, asks = share * steps, -(-count // (share * steps))
     for p in range(J // panel):
         b_now, c_now = offset(b, p * b_panel), offset(c, p * panel)
         for group in range(groups):
             i = group * M // groups
             rows = (group + 1) * M // groups - i
-            if distant:
-                following = (i + rows) * c_row if group + 1 < groups else panel
-                for r in range(most):
-                    for j in range(0, panel, L):
-                        prefetch_to_write(c_now, following + r * c_row + j)
-            pace = share if asked < count else 0
+            following = rows * c_row if group + 1 < groups else panel - i * c_row
             tile_product_lines(
                 rows, wide, offset(a, i * a_row), a_row, a_step, a_line, b_now, b_step, b_line,
-                offset(c_now, i * c_row), c_row, K, lines, mode, offset(ask, asked), pace,
+                offset(c_now, i * c_row), c_row, K, lines, mode, offset(ask, tile * ask_row),
+                share if tile < asks else 0, following if distant else 0,
             )  # fmt: skip
-            asked += pace * steps
+            tile += 1
 
 
 def _signature(dtype: Any) -> Any:
     p, i, flag = types.CPointer(from_dtype(np.dtype(dtype))), types.intp, types.boolean
     a, b = (p, i, i, i), (p, i, i, i)  # with row, step, line; with step, line, panel
     c = (p, i, i, i)  # with row, K, lines
-    return types.void(*a, i, *b, i, flag, i, *c, i, flag, p, i)
+    return types.void(*a, i, *b, i, flag, i, *c, i, flag, p, i, i, i)
 
 
 @cache
@@ -117,23 +115,25 @@ def product(
     """
     _call(
         address, a, a_at, b, b_at, c, c_at, a, a_at,
-        (a_row, a_step, 0, M, b_step, 0, b_panel, panel, wide, J, c_row, K, 1, mode, False, 0),
+        (a_row, a_step, 0, M, b_step, 0, b_panel, panel, wide, J, c_row, K, 1, mode, False, 0,
+         0, 0),
     )  # fmt: skip
 
 
 @njit(cache=True)
 def product_to_memory(
     address, a, a_at, a_row, a_step, M, b, b_at, b_step, b_panel, panel, wide, J, c, c_at, c_row, K,
-    mode, lines, a_line, b_line, source, ask, count,
+    mode, lines, a_line, b_line, source, ask, count, ask_row=0, asks=1,
 ):  # fmt: skip
     """`product` where c is not in cache: a tile of c is asked for while the one before it is
-    computed, and evenly during all of it the `count` elements of `source` from `ask` on. The sum
-    is over `lines` runs of K, which lie a_line and b_line apart.
+    computed, and evenly during all of it the `count` elements of `source` from `ask` on; or
+    `asks` rows of so many, ask_row apart, one for each tile. The sum is over `lines` runs of K,
+    which lie a_line and b_line apart.
     """
     _call(
         address, a, a_at, b, b_at, c, c_at, source, ask,
         (a_row, a_step, a_line, M, b_step, b_line, b_panel, panel, wide, J, c_row, K, lines, mode,
-         True, count),
+         True, count, ask_row, asks),
     )  # fmt: skip
 
 

@@ -39,8 +39,9 @@ def _emit_tile(
 ) -> None:  # fmt: skip
     """A register tile of R rows by V vectors; a, b and c are pointers.
 
-    lines: None for one run of K steps, or (count, a_line, b_line, ask, ask_step, add) for `count`
-    of them, for a prefetch at each step, and for adding c to the sums when they are done.
+    lines: None for one run of K steps, or (count, a_line, b_line, ask, ask_step, add, following)
+    for `count` of them, for a prefetch at each step, for adding c to the sums when they are done,
+    and for asking, before that, for the next tile's c so many elements on (0: for none).
     """
     vector, integer, align = llvm_vector(dtype), K.type, dtype.bitwidth // 8
     a_offsets = [builder.mul(a_row, integer(r)) for r in range(R)]
@@ -49,6 +50,12 @@ def _emit_tile(
         for row in (builder.gep(c, [builder.mul(c_row, integer(r))]) for r in range(R))
         for v in range(V)
     ]
+
+    if lines is not None:
+        following = lines[-1]
+        with builder.if_then(builder.icmp_signed("!=", following, integer(0))):
+            for pointer in c_pointers:
+                emit_prefetch(builder, builder.gep(pointer, [following]), write=True)
 
     entry, head = builder.block, builder.append_basic_block("head")
     body, done = builder.append_basic_block("body"), builder.append_basic_block("done")
@@ -65,7 +72,7 @@ def _emit_tile(
     if lines is None:
         builder.cbranch(builder.icmp_signed(">", K, integer(0)), body, done)
     else:
-        count, a_line, b_line, ask, ask_step, add = lines
+        count, a_line, b_line, ask, ask_step, add, _ = lines
         before, after = builder.append_basic_block("line"), builder.append_basic_block("line_end")
         builder.branch(before)
         builder.position_at_end(before)
@@ -215,6 +222,7 @@ def tile_product_lines(
     mode: Any,
     ask: Any,
     ask_step: Any,
+    following: Any,
 ) -> Any:
     """`tile_product` over `lines` runs of K steps, which lie a_line and b_line apart.
 
@@ -227,7 +235,7 @@ def tile_product_lines(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (rows, wide, a, a_row, a_step, a_line, b, b_step, b_line, *more) = args
-        (c, c_row, K, lines, mode, ask, ask_step) = more
+        (c, c_row, K, lines, mode, ask, ask_step, following) = more
         onward, onto = (builder.icmp_signed("==", mode, mode.type(m)) for m in (ONWARD, ONTO))
         shape = builder.add(rows, builder.select(wide, rows.type(ROWS_OF_ONE), rows.type(0)))
         end = builder.append_basic_block("end")
@@ -239,14 +247,14 @@ def tile_product_lines(
                 builder.position_at_end(block)
                 _emit_tile(
                     builder, dtype, R, V, a, a_row, a_step, b, b_step, c, c_row, K, onward,
-                    (lines, a_line, b_line, ask, ask_step, onto),
+                    (lines, a_line, b_line, ask, ask_step, onto, following),
                 )  # fmt: skip
                 builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(i, types.boolean, a, i, i, i, a, i, i, a, i, i, i, i, a, i), codegen
+    return types.void(i, types.boolean, a, i, i, i, a, i, i, a, i, i, i, i, a, i, i), codegen
 
 
 @intrinsic
