@@ -220,19 +220,6 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def prefetch_to_write(typingctx: Any, pointer: Any, index: Any) -> Any:
-    """The same, to write it, of element `index` from a pointer on."""
-    if not isinstance(pointer, types.CPointer):
-        return None
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit_prefetch(builder, builder.gep(args[0], [args[1]]), write=True)
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp), codegen
-
-
-@intrinsic
 def broadcast(typingctx: Any, array: Any, index: Any) -> Any:
     """One element of a flat array in every lane."""
     if not (_flat(array) and isinstance(index, types.Integer)):
