@@ -7,12 +7,11 @@ lies then, whole rows one after the other, and so is x in a layer of 1x1 and str
 the next pixels are asked for evenly, a line every few steps of the products. Asked for in bursts,
 they are not fetched: the queue of requests is short, and what finds it full is dropped.
 
-A large dW is divided instead: each worker owns ranges of k (and of o, where there are more workers
-than ranges) and sums over all pixels. No column is made twice then, and no dW is streamed through
-the cache. `PIXELS` pixels at a time are copied out, ranges of rows of gy and of columns, with a row
-length that is no power of two: rows that lie 4 KB apart compete for the same few places of the
-caches. What is multiplied stays in cache: two vectors of columns of `PIXELS` rows in the first
-level, the rows of gy and the range of dW in the second.
+A large dW is divided instead: each worker owns ranges of k and o and sums over all pixels. So no dW
+is streamed through the cache. `PIXELS` pixels at a time are copied out, ranges of rows of gy and of
+columns, with a row length that is no power of two: rows that lie 4 KB apart compete for the same
+few places of the caches. What is multiplied stays in cache: two vectors of columns of `PIXELS` rows
+in the first level, the rows of gy and the range of dW in the second.
 
 What a batch norm and a ReLU would make of x can be made of it as it is copied to columns.
 """
@@ -42,7 +41,7 @@ from minires.kernels.layout import to_nhwc
 from minires.kernels.threads import num_threads
 
 PIXELS = 128
-RANGE = 384  # window elements in a range, at most
+RANGE = 512  # window elements in a range, or output channels, at most
 SMALL = 1 << 17  # elements: a dW of which each worker can keep its own
 
 
@@ -166,11 +165,16 @@ def _odd(count, L):
 
 def _division(workers: int, vectors: int, O: int, pixels: int, L: int) -> tuple[int, int, int]:
     """Into how many parts the pixels are divided, and into how many ranges k and o."""
-    k_ranges = -(-vectors * L // RANGE)
+    k_ranges, o_ranges = -(-vectors * L // RANGE), -(-O // RANGE)
     if vectors * L * O <= SMALL:
         return min(workers, -(-pixels // PIXELS)), k_ranges, 1
-    k_ranges = min(-(-k_ranges // workers) * workers, vectors)
-    return 1, k_ranges, min(-(-workers // k_ranges), max(O // L, 1))
+    if k_ranges * o_ranges % workers:  # more along the longer side, as many for every worker
+        if vectors * L < O:
+            o_ranges = min(-(-o_ranges // workers) * workers, O // L)
+        else:
+            k_ranges = min(-(-k_ranges // workers) * workers, vectors)
+    k_ranges = max(k_ranges, min(-(-workers // o_ranges), vectors))
+    return 1, k_ranges, max(o_ranges, min(-(-workers // k_ranges), max(O // L, 1)))
 
 
 def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry) -> Any:
