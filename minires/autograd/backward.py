@@ -30,13 +30,17 @@ LARGE = 1 << 16  # elements
 
 
 class _Pending:
-    """A gradient being summed. `owned`: nobody else sees this array, so it may be added into."""
+    """A gradient being summed. `owned`: nobody else sees this array, so it may be added into.
 
-    __slots__ = ("owned", "value")
+    uses: how many uses of the tensor have added to it; what a walk starts from is none.
+    """
 
-    def __init__(self, value: Tensor, owned: bool) -> None:
+    __slots__ = ("owned", "uses", "value")
+
+    def __init__(self, value: Tensor, owned: bool, uses: int) -> None:
         self.value = value
         self.owned = owned
+        self.uses = uses
 
     def add(self, value: Tensor, owned: bool, create_graph: bool) -> None:
         if create_graph:
@@ -74,7 +78,7 @@ class _Walk:
         self.found: dict[Key, _Pending] = {}
         self.useful: set[int] | None = None
 
-    def receive(self, edge: Any, value: Tensor, owned: bool) -> None:
+    def receive(self, edge: Any, value: Tensor, owned: bool, uses: int = 1) -> None:
         """Add a gradient to what an edge has collected."""
         if type(edge) is tuple:
             node, index = edge
@@ -84,14 +88,15 @@ class _Walk:
                 heapq.heappush(self.heap, (-node.sequence, node))
             pending = collected[index]
             if pending is None:
-                collected[index] = _Pending(value, owned)
+                collected[index] = _Pending(value, owned, uses)
                 return
         elif id(edge) in self.leaves:
             pending = self.leaves[id(edge)][1]
         else:
-            self.leaves[id(edge)] = edge, _Pending(value, owned)
+            self.leaves[id(edge)] = edge, _Pending(value, owned, uses)
             return
         pending.add(value, owned, self.create_graph)
+        pending.uses += uses
 
     def run(self) -> None:
         with enable_grad() if self.create_graph else no_grad():
@@ -132,11 +137,14 @@ class _Walk:
             joined = self.pending_join(edges[0])
             # None too: a backward that was interrupted may have left something.
             node.waiting = None if joined is None else joined.value._data
+            node.completes = self.completed_by_one(edges[0], joined)
         if type(gradients[0]._data) is np.ndarray:
             results = node.differentiate(gradients, needs)
         else:
             with active(gradients[0]._data):
                 results = node.differentiate(gradients, needs)
+        if node.adds:
+            node.completes = None
         if len(results) != len(edges):
             raise RuntimeError(
                 f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
@@ -167,6 +175,7 @@ class _Walk:
             if position == 0 and joined is not None:
                 if node.waiting is None:  # the sum, not another summand
                     joined.value = result
+                    joined.uses += 1
                     continue
                 node.waiting = None
             # The gradient of what was consumed only once is never added to: no need to know.
@@ -188,6 +197,22 @@ class _Walk:
         if pending is None or not pending.owned or self.create_graph:
             return None
         return pending if pending.value._data.size >= LARGE else None
+
+    def completed_by_one(self, edge: Any, joined: _Pending | None) -> Function | None:
+        """The node of an edge, if one more use completes its gradient and nobody else is shown it.
+
+        joined: what that would be added to; if there is something else, it is not the last step.
+        """
+        if type(edge) is not tuple or self.create_graph:
+            return None
+        node: Function = edge[0]
+        if node.hooks or node.retained or node.released or len(node.outputs) > 1:
+            return None
+        if self.wanted and (id(node), 0) in self.wanted:
+            return None
+        if joined is None:
+            return node if node.consumers == 1 and id(node) not in self.pending else None
+        return node if node.consumers == joined.uses + 1 else None
 
     def show(self, node: Function, index: int, pending: _Pending) -> None:
         """The whole gradient of an output to those who asked for it."""
@@ -296,7 +321,7 @@ def backward(
     """Accumulate into `.grad` of every leaf; see `Tensor.backward`."""
     walk = _Walk(create_graph if retain_graph is None else retain_graph, create_graph)
     for output, gradient in zip(outputs, gradients, strict=True):
-        walk.receive(output._edge(), _seed(output, gradient, "backward"), owned=False)
+        walk.receive(output._edge(), _seed(output, gradient, "backward"), owned=False, uses=0)
     walk.run()
     with enable_grad() if create_graph else no_grad():
         for leaf, pending in walk.leaves.values():
@@ -342,7 +367,7 @@ def grad(
     seeds = [_seed(o, g, "grad") for o, g in zip(outputs, grad_outputs, strict=True)]
     walk.useful = _useful_nodes(outputs, set(keys))
     for output, seed in zip(outputs, seeds, strict=True):
-        walk.receive(output._edge(), seed, owned=False)
+        walk.receive(output._edge(), seed, owned=False, uses=0)
     walk.run()
 
     results: list[Tensor | None] = []

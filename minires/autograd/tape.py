@@ -135,6 +135,12 @@ class Function:
 
     waiting: Any = None  # an array that nobody else needs; its memory may become the sum's
 
+    completes: Function | None = None
+    """What made input 0, during backward of an operation that `adds`: if what it returns, with what
+    is `waiting`, is the whole gradient of that, and nobody else is shown it. It may then do part of
+    that operation's backward on the way.
+    """
+
     _registry: ClassVar[dict[str, type[Function]]] = {}
 
     edges: Sequence[Any] | None = None

@@ -73,8 +73,10 @@ def training_calls(model: Module, x_shape: tuple[int, ...], *, every: bool = Fal
         found.setdefault((operation.name, kernel.name, kept), call)
         results = RESULTS.get(operation.name) if compiled else None
         made = (results or kernel.function)(*args)
-        moments = getattr(kernel.function, "keywords", {}).get(MOMENTS, False)
-        return (made, *_channels(made, 2)) if moments and results else made
+        parts = getattr(kernel.function, "keywords", {}) if results else {}
+        if parts.get(MOMENTS):
+            return made, *_channels(made, 2)
+        return (made, np.zeros((2, made.shape[1]))) if "rectified" in parts else made
 
     x, labels = Tensor(_zeros(x_shape, "float32")), np.zeros(x_shape[0], np.int64)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)

@@ -17,9 +17,9 @@ import numpy as np
 from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, made, pad_axes
 from minires.functional.checks import floating, same_dtype
 from minires.functional.deferred import PendingConvolution, can_load, convolve
-from minires.functional.norm_training import BatchNormReLUTrain
+from minires.functional.norm_training import BatchNormReLUTrain, RectifiedNorm
 from minires.kernels import operations as ops
-from minires.kernels.fusing import BEFORE
+from minires.kernels.fusing import BEFORE, SUMS
 from minires.kernels.geometry import ConvGeometry, conv_geometry, pair, same_padding
 
 NAMED_PADDING = ("valid", "same")
@@ -72,8 +72,18 @@ class Conv2d(Function):
         return ops.conv2d_grad_weight(self.recall_array("x"), gy, self.g)
 
     def _grad_input(self, gy: Any) -> Any:
-        """The gradient by x, added to the one that waits for it at a join, if it can be."""
-        weight = self.recall_array("weight")
+        """The gradient by x, added to the one that waits for it at a join, if it can be.
+
+        Masked and summed for the batch norm and ReLU that made x, if this completes their gradient.
+        """
+        weight, norm = self.recall_array("weight"), self.completes
+        if isinstance(norm, RectifiedNorm):
+            call = gy, weight, self.g
+            part = norm.rectified() if ops.conv2d_grad_input.fusing(SUMS, *call) else None
+            if part is not None:
+                total, self.waiting = self.waiting, None
+                norm.summed = ops.conv2d_grad_input.fused(*call, rectified=part, total=total)
+                return norm.summed[0]
         if self.waiting is not None:
             total = ops.conv2d_grad_input.add_into(self.waiting, gy, weight, self.g)
             if total is not None:

@@ -9,7 +9,7 @@ from minires.functional.activation import ReLUGrad
 from minires.functional.deferred import PendingActivation
 from minires.kernels import operations as ops
 from minires.kernels.arrays import xp_of
-from minires.kernels.fusing import MOMENTS, Before
+from minires.kernels.fusing import MOMENTS, SUMS, Before, Rectified
 from minires.kernels.registry import Operation
 
 
@@ -68,14 +68,46 @@ class BatchNormTrain(BatchStatistics, Function):
         return gradients if affine else gradients[:1]
 
 
-class BatchNormReLUTrain(BatchStatistics, Function):
+class RectifiedNorm(BatchStatistics):
+    """What the two with a ReLU share: the operation that completes the upstream gradient may mask
+    and sum it, so that one pass over memory is left.
+
+    summed: such a gradient's array, and its sums.
+    """
+
+    gradient: ClassVar[Operation]
+    summed: tuple[Any, Any] | None = None
+
+    def before(self: Any) -> tuple[Any, Before]:
+        """x and what was done to it, from what is saved."""
+        recall = self.recall_array
+        scale, beta = recall("inv_std"), None
+        if self.keeps("gamma"):
+            scale, beta = recall("gamma") * scale, recall("beta")
+        return recall("x"), _before(recall("mean"), scale, beta)
+
+    def rectified(self) -> Rectified | None:
+        """What the gradient is to be masked by, and summed with; None if its kernel does both."""
+        x, before = self.before()
+        return Rectified(x, *before) if self.gradient.fusing(SUMS, x) else None
+
+    def _gradients(self, gy: Any, *args: Any) -> Any:
+        """What the kernel makes of gy and the other arguments."""
+        summed, self.summed = self.summed, None
+        # Not if a backward that was interrupted has left the sums of some other gradient.
+        if summed is not None and summed[0] is gy:
+            return self.gradient.fused(gy, *args, sums=summed[1])
+        return self.gradient(gy, *args)
+
+
+class BatchNormReLUTrain(RectifiedNorm, Function):
     """`BatchNormTrain` with a ReLU behind it, in one pass over memory each way.
 
     A large result is put off, for the convolution behind it to compute as it loads x. Nor need that
     keep its input: one more pass over x makes it again.
     """
 
-    operation = ops.batch_norm_relu_train
+    operation, gradient = ops.batch_norm_relu_train, ops.batch_norm_relu_grad
     returns_new = True
 
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
@@ -98,7 +130,7 @@ class BatchNormReLUTrain(BatchStatistics, Function):
             return self._backward_in_operations(gy)
         recall, affine = self.recall_array, self.keeps("gamma")
         gamma, beta = (recall("gamma"), recall("beta")) if affine else (None, None)
-        gradients = _wrapped(ops.batch_norm_relu_grad(
+        gradients = _wrapped(self._gradients(
             gy._data, recall("x"), gamma, beta, recall("mean"), recall("inv_std")
         ))  # fmt: skip
         return gradients if affine else gradients[:1]
@@ -124,19 +156,15 @@ class BatchNormReLUTrain(BatchStatistics, Function):
         x, before = self.before()
         return ops.normalise(x, *before, None, True)
 
-    def before(self) -> tuple[Any, Before]:
-        """What the output is made from."""
-        return _saved_before(self)
 
-
-class BatchNormAddReLUTrain(BatchStatistics, Function):
+class BatchNormAddReLUTrain(RectifiedNorm, Function):
     """relu(batch norm of x + r): the end of a residual block, in one pass over memory.
 
     Where the block before keeps its own output, which is r, this one's is made again from it: of
     blocks in a row, every other one keeps its output.
     """
 
-    operation = ops.batch_norm_add_relu_train
+    operation, gradient = ops.batch_norm_add_relu_train, ops.batch_norm_add_relu_grad
     returns_new = True
 
     def can_rebuild(self) -> bool:
@@ -146,8 +174,12 @@ class BatchNormAddReLUTrain(BatchStatistics, Function):
     def rebuild(self) -> Any:
         before = self._block_before()
         r = None if before is None else before.recall_array("y")
-        x, parts = _saved_before(self)
+        x, parts = self.before()
         return ops.normalise(x, *parts, r, True)
+
+    def rectified(self) -> Rectified | None:
+        part = super().rectified()
+        return None if part is None else part._replace(y=self.recall_array("y"))
 
     def _block_before(self) -> BatchNormAddReLUTrain | None:
         """The operation that made r, if it is the end of a block too."""
@@ -176,7 +208,7 @@ class BatchNormAddReLUTrain(BatchStatistics, Function):
             gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *scaled)
         else:
             gamma = recall("gamma") if affine else None
-            gx, gr, *rest = _wrapped(ops.batch_norm_add_relu_grad(
+            gx, gr, *rest = _wrapped(self._gradients(
                 gy._data, recall("x"), recall("y"), gamma, recall("mean"), recall("inv_std")
             ))  # fmt: skip
         return (gx, gr, *rest) if affine else (gx, gr)
@@ -185,15 +217,6 @@ class BatchNormAddReLUTrain(BatchStatistics, Function):
 def _before(mean: Any, scale: Any, beta: Any) -> Before:
     """What batch norm does to x; scale: gamma times the inverse deviation."""
     return Before(mean, scale, xp_of(scale).zeros_like(scale) if beta is None else beta)
-
-
-def _saved_before(node: Function) -> tuple[Any, Before]:
-    """x and what was done to it, from what the node has saved."""
-    recall = node.recall_array
-    scale, beta = recall("inv_std"), None
-    if node.keeps("gamma"):
-        scale, beta = recall("gamma") * scale, recall("beta")
-    return recall("x"), _before(recall("mean"), scale, beta)
 
 
 class BatchNormGrad(Function):

@@ -7,19 +7,29 @@ can do so is registered with a function `fused` and the parts that it takes (`re
 
     conv2d              fused(x, weight, g, before, after, moments) -> y, or (y, mean, var)
     conv2d_grad_weight  fused(x, gy, g, before) -> dW
+    conv2d_grad_input   fused(gy, weight, g, rectified, total) -> (gx, sums)
 
 Batch norm's kernels are registered with `moments` if they may be given: what is left then is what
 `normalise` does, and a ReLU's result may be put off.
 
-The result has the bits that the kernel gives between passes of `normalise`; only the statistics are
-summed in another order.
+Backward through a batch norm and a ReLU needs two sums per channel before it can write, a pass over
+its input and the upstream gradient. Where a convolution's input gradient is that gradient, it masks
+and sums what it stores. Batch norm's kernels with `sums` are left with the other pass:
+
+    batch_norm_relu_grad      fused(gy, x, gamma, beta, mean, inv_std, sums)
+    batch_norm_add_relu_grad  fused(gy, x, y, gamma, mean, inv_std, sums)
+
+gy is masked then, and given up: it is the shortcut's gradient, or its memory becomes gx's.
+
+The result has the bits that the kernel gives between passes of `normalise`; only the statistics and
+the sums are summed in another order.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-BEFORE, AFTER, MOMENTS = "before", "after", "moments"
+BEFORE, AFTER, MOMENTS, SUMS = "before", "after", "moments", "sums"
 
 
 class Before(NamedTuple):
@@ -42,3 +52,19 @@ class After(NamedTuple):
     shift: Any
     shortcut: Any
     rectify: bool
+
+
+class Rectified(NamedTuple):
+    """What was convolved is y = relu((x - mean) * scale + shift), or had a shortcut added to that
+    before the ReLU. Its gradient g, with `total` added, is returned where y > 0, and 0 elsewhere,
+    with its `sums` per channel, (2, C) in float64: of g and of g * (x - mean).
+
+    x: (N, C, H, W). mean, scale, shift: (C,), contiguous, of the dtype of x. y: as x, or None if it
+    is what x alone makes it.
+    """
+
+    x: Any
+    mean: Any
+    scale: Any
+    shift: Any
+    y: Any = None

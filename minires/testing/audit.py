@@ -14,6 +14,7 @@ import numpy as np
 
 from minires.autograd import Function
 from minires.autograd.buffer import checksum
+from minires.functional.norm_training import RectifiedNorm
 from minires.kernels.arrays import to_host
 from minires.kernels.geometry import shape_text
 from minires.testing.numeric import Problem
@@ -68,23 +69,22 @@ class Audit:
     def __init__(self) -> None:
         self.causes: list[Cause] = []
         self.flows: list[tuple[str, Array]] = []
-        self._before: list[list[int]] = []
+        self._before: list[list[tuple[Array, int, str]]] = []
 
     def note(self, kind: str, text: str, where: str) -> None:
         if not any(c.kind == kind and c.where == where for c in self.causes):
             self.causes.append(Cause(kind, text, where))
 
     def before(self, function: Function, gradients: list[Array]) -> None:
-        saved = function.saved_arrays().values()
-        self._before.append([checksum(to_host(a)) for a in (*gradients, *saved)])
+        kept = [(a, "a saved array") for a in function.saved_arrays().values()]
+        if not (isinstance(function, RectifiedNorm) and function.summed):  # which is its own
+            kept += [(a, "the gradient it was given") for a in gradients]
+        self._before.append([(a, checksum(to_host(a)), what) for a, what in kept])
 
     def after(self, function: Function, gradients: list[Array], results: tuple[Any, ...]) -> None:
         where = f"{function.name}.backward"
-        saved = function.saved_arrays().values()
-        now = [checksum(to_host(a)) for a in (*gradients, *saved)]
-        for i, (was, is_) in enumerate(zip(self._before.pop(), now, strict=False)):
-            if was != is_:
-                what = "the gradient it was given" if i < len(gradients) else "a saved array"
+        for array, was, what in self._before.pop():
+            if checksum(to_host(array)) != was:
                 self.note("mutated", f"it changes {what} in place; work on a copy", where)
         names = input_names(function.forward, len(results))
         given = all(np.isfinite(g).all() for g in gradients)

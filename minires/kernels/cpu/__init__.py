@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minires.kernels import reference  # registered first: the last that fits is preferred
-from minires.kernels.fusing import AFTER, BEFORE, MOMENTS
+from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, SUMS
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 from minires.kernels.registry import Condition, register
 from minires.kernels.threads import use_own_threads
@@ -124,8 +124,9 @@ def _add(
 ) -> None:
     exact = not name.startswith("winograd")
     into = _late(module, f"add_{operation}", summary) if adds else None
-    of_conv = fuses and operation.startswith("conv2d")
-    fused = _late(module, f"{operation}_fused", summary) if of_conv else None
+    # A norm's forward pass needs no other function: its kernels do each half on its own.
+    own = fuses and not operation.endswith("_train")
+    fused = _late(module, f"{operation}_fused", summary) if own else None
     add = register(
         operation, name=name, only=only, worth=worth, dtypes=DTYPES, exact=exact, into=into,
         fused=fused, fuses=fuses,
@@ -152,7 +153,7 @@ _add(
 _add(_pass, "direct", "direct", _direct, _very_short_rows, _summary)
 for _pass in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
     _adds = _pass == "conv2d_grad_input"
-    _parts = () if _adds else (BEFORE, AFTER, MOMENTS) if _pass == "conv2d" else (BEFORE,)
+    _parts = (SUMS,) if _adds else (BEFORE, AFTER, MOMENTS) if _pass == "conv2d" else (BEFORE,)
     _add(
         _pass, "winograd", "winograd", _winograd, _large, "Winograd F(4x4, 3x3).", _adds,
         fuses=dict.fromkeys(_parts),
@@ -163,9 +164,9 @@ _add(
 )
 _add("conv2d_grad_weight", "winograd-stem", "stem", _stem, _large, _summary)
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
-    for _pass in (f"{_name}_train", f"{_name}_grad"):
-        _statistics = {MOMENTS: None} if _pass.endswith("train") else None
-        _add(_pass, "simd", "norm", _rows, _many, "Two passes over memory.", fuses=_statistics)
+    _norm = "simd", "norm", _rows, _many, "Two passes over memory."
+    _add(f"{_name}_train", *_norm, fuses={MOMENTS: None})
+    _add(f"{_name}_grad", *_norm, fuses=None if _name == "batch_norm" else {SUMS: None})
 for _name in ("batch_norm_statistics", "batch_norm_eval", "normalise"):
     _add(_name, "simd", "norm", _rows, _many, "One pass over memory.")
 for _name in ("relu", "relu_grad", "add", "add_relu"):

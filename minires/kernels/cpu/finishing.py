@@ -3,9 +3,10 @@
     before     out = relu((x - mean) * scale + shift)
     after      y   = y + shift + shortcut, and its positive part if rectified
     moments    mean and biased variance of y per channel
+    rectified  g   = g where the ReLU's output is positive, else 0; sums of g and g (x - mean)
 
 A row is one pixel, its C or O channels side by side, in whole vectors. The operations, and so the
-bits, of the first two are those of `norm.normalise`.
+bits, of the first two are those of `norm.normalise`, and the mask is that of the same.
 
 Moments: a worker sums d = y - r and d^2 with r the first pixel it computed, so that a mean of 1e4
 with a deviation of 1 does not cancel; over a block of rows in the array's own precision, over
@@ -26,8 +27,17 @@ from numba import njit
 from minires.kernels import memory
 from minires.kernels.cpu import channels
 from minires.kernels.cpu.copying import copy_run
-from minires.kernels.cpu.simd import add_wide, fill, fmuladd, lanes, load, positive, store
-from minires.kernels.fusing import After, Before
+from minires.kernels.cpu.simd import (
+    add_wide,
+    fill,
+    fmuladd,
+    lanes,
+    load,
+    positive,
+    store,
+    where_positive,
+)
+from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.layout import to_nhwc
 
 
@@ -36,6 +46,8 @@ class Finish(NamedTuple):
 
     shift: (O,). shortcut: flat, as y. sums: (workers, 2, O) of d and d^2, in float64.
     kept: (workers, O + 2*L), the pixel that each worker sums from, and room for two vectors.
+    x, output, norm: of `Rectified` if y is a gradient, x and y flat, then mean, scale and shift in
+    one array; the sums are then those of the gradient.
     """
 
     shift: Any
@@ -43,6 +55,27 @@ class Finish(NamedTuple):
     rectify: bool
     kept: Any
     sums: Any
+    x: Any
+    output: Any
+    norm: Any
+
+
+@njit(cache=True)
+def part_of(finish, part):
+    """The same with what belongs to one worker, or chunk."""
+    return Finish(
+        finish.shift, finish.shortcut, finish.rectify, finish.kept[part], finish.sums[part],
+        finish.x, finish.output, finish.norm,
+    )  # fmt: skip
+
+
+@njit(cache=True, forceinline=True)
+def masked(gradient, finish, at, mean, scale, shift):
+    """A vector of the gradient at `at`, masked, and x - mean there."""
+    d = load(finish.x, at) - mean
+    if finish.output.size:
+        return where_positive(load(finish.output, at), gradient), d
+    return where_positive(fmuladd(d, scale, shift), gradient), d
 
 
 @njit(cache=True)
@@ -100,9 +133,32 @@ def finish_rows(y, at, rows, O, shift, shortcut, rectify, kept, sums, begins, L)
         _add_moments(y, at, rows, O, kept, sums, L)
 
 
+@njit(cache=True)
+def mask_rows(gradient, at, rows, C, finish, L):
+    """Mask rows of the gradient, just computed, in place, and add them to the sums of a part."""
+    norm = finish.norm
+    for c in range(0, C, L):
+        mean, scale, shift = load(norm, c), load(norm, C + c), load(norm, 2 * C + c)
+        a, b = fill(gradient, 0.0), fill(gradient, 0.0)
+        for p in range(at + c, at + rows * C + c, C):
+            value, d = masked(load(gradient, p), finish, p, mean, scale, shift)
+            store(gradient, p, value)
+            a = a + value
+            b = fmuladd(value, d, b)
+        add_wide(finish.sums[0], c, a)
+        add_wide(finish.sums[1], c, b)
+
+
 def flat_before(before: Before | None, dtype: Any) -> Any:
     """Mean, scale and shift in one array; of no elements where there is nothing to do."""
     return np.empty(0, dtype) if before is None else np.concatenate(before)
+
+
+def nothing(workers: int, dtype: Any) -> Finish:
+    """A result that is stored as it is."""
+    empty = np.empty(0, dtype)
+    kept, sums = np.empty((workers, 0), dtype), np.empty((workers, 2, 0))
+    return Finish(empty, empty, False, kept, sums, empty, empty, empty)
 
 
 def finish_of(after: After | None, moments: bool, O: int, workers: int, dtype: Any) -> Finish:
@@ -110,8 +166,7 @@ def finish_of(after: After | None, moments: bool, O: int, workers: int, dtype: A
 
     Raises ValueError for both: the moments of which, before the shift or after it?
     """
-    empty = np.empty(0, dtype)
-    finish = Finish(empty, empty, False, np.empty((workers, 0), dtype), np.empty((workers, 2, 0)))
+    finish = nothing(workers, dtype)
     if after is not None and moments:
         raise ValueError("conv2d: either `after` or `moments`, not both: call it without one")
     if moments:
@@ -120,8 +175,20 @@ def finish_of(after: After | None, moments: bool, O: int, workers: int, dtype: A
     if after is None:
         return finish
     shift, shortcut, rectify = after
-    flat = empty if shortcut is None else to_nhwc(shortcut).reshape(-1)
-    return finish._replace(shift=shift, shortcut=flat, rectify=rectify)
+    if shortcut is not None:
+        finish = finish._replace(shortcut=to_nhwc(shortcut).reshape(-1))
+    return finish._replace(shift=shift, rectify=rectify)
+
+
+def masking(rectified: Rectified, workers: int) -> Finish:
+    """What `rectified` makes of a gradient, with room for the sums."""
+    x, *norm, y = rectified
+    finish = nothing(workers, x.dtype)
+    if y is not None:
+        finish = finish._replace(output=to_nhwc(y).reshape(-1))
+    return finish._replace(
+        x=to_nhwc(x).reshape(-1), norm=np.concatenate(norm), sums=np.zeros((workers, 2, x.shape[1]))
+    )
 
 
 def merged_moments(finish: Finish, counts: Any) -> tuple[Any, Any]:

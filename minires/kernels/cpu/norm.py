@@ -190,13 +190,13 @@ def _train(x: Any, gamma: Any, beta: Any, eps: float, relu: bool) -> tuple[Any, 
 
 
 def _gradients(
-    gy: Any, flat: Any, sums: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool
-) -> tuple[Any, Any, Any]:
-    """gx, as rows, and the gradients of gamma and beta from the two sums."""
+    gy: Any, flat: Any, sums: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool,
+    gx: Any,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """gx, rows to be written, and the gradients of gamma and beta from the two sums."""
     R, dtype = len(flat), flat.dtype
     factors, ggamma, gbeta = channels.gradient_factors(sums, gamma, inv_std, R)
     scale, offset = _affine(gamma, beta, inv_std) if relu else (mean, mean)  # not read without
-    gx = memory.empty_like(flat)
     _input_gradient(
         gy, flat.reshape(-1), *flat.shape, mean, scale, offset, *factors,
         relu, gx.reshape(-1), streams(gx), num_threads(), lanes(dtype),
@@ -212,7 +212,8 @@ def _grad(
         dy, flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
         num_threads(), lanes(x.dtype),
     )  # fmt: skip
-    gx, ggamma, gbeta = _gradients(dy, flat, sums, gamma, beta, mean, inv_std, relu)
+    gx = memory.empty_like(flat)
+    gx, ggamma, gbeta = _gradients(dy, flat, sums, gamma, beta, mean, inv_std, relu, gx)
     return from_rows(gx, x.shape), ggamma, gbeta
 
 
@@ -284,6 +285,29 @@ def batch_norm_add_relu_grad(
         gr.reshape(-1), streams(gr), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     gx, ggamma, gbeta = _gradients(
-        gr.reshape(-1), flat, sums, gamma, None, mean, inv_std, relu=False
+        gr.reshape(-1), flat, sums, gamma, None, mean, inv_std, False, memory.empty_like(flat)
     )
     return from_rows(gx, x.shape), from_rows(gr, x.shape), ggamma, gbeta
+
+
+def batch_norm_relu_grad_fused(
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, sums: Any
+) -> tuple[Any, Any, Any]:
+    """What is left where gy came masked and with its sums: one pass, in gy's memory."""
+    dy, mean = rows(gy), np.ascontiguousarray(mean)
+    gx, ggamma, gbeta = _gradients(
+        dy.reshape(-1), rows(x), sums, gamma, beta, mean, inv_std, False, dy
+    )
+    return from_rows(gx, x.shape), ggamma, gbeta
+
+
+def batch_norm_add_relu_grad_fused(
+    gy: Any, x: Any, y: Any, gamma: Any, mean: Any, inv_std: Any, sums: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The same in new memory: gy is the shortcut's gradient already."""
+    flat, mean = rows(x), np.ascontiguousarray(mean)
+    gx, ggamma, gbeta = _gradients(
+        rows(gy).reshape(-1), flat, sums, gamma, None, mean, inv_std, False,
+        memory.empty_like(flat),
+    )  # fmt: skip
+    return from_rows(gx, x.shape), gy, ggamma, gbeta

@@ -17,7 +17,13 @@ from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu import winograd_blocked
-from minires.kernels.cpu.finishing import Finish, finish_of, flat_before, merged_moments
+from minires.kernels.cpu.finishing import (
+    finish_of,
+    flat_before,
+    masking,
+    merged_moments,
+    part_of,
+)
 from minires.kernels.cpu.simd import lanes, streams
 from minires.kernels.cpu.winograd_moments import pixels_before
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, ask_for, multiply
@@ -33,7 +39,7 @@ from minires.kernels.cpu.winograd_weights import (
     transform_panels,
     transform_weight,
 )
-from minires.kernels.fusing import After, Before
+from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -49,14 +55,14 @@ SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than 
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, before, weight, columns, swap, u, own, y, past, shift, shortcut, rectify, kept, sums,
-    shape, out, tiles, pad, batch, workers, work, L, wide,
+    x, before, weight, columns, swap, u, own, y, past, finish, shape, out, tiles, pad, batch,
+    workers, work, L, wide,
 ):  # fmt: skip
     """Each worker takes `batch` tiles at a time through all three steps.
 
     own: u has room for a U per worker, which each makes itself; otherwise it is U.
     past: whether to write y past the caches.
-    before, and shift to sums: as `finishing.py` describes them.
+    before, finish: as `finishing.py` describes them.
     """
     C, O = shape[2], out[2]
     size = ELEMENTS * C * O
@@ -75,7 +81,7 @@ def _convolve(
         v = work[worker, : ELEMENTS * v_step]
         m = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + m_step)]
         patch = work[worker, ELEMENTS * (v_step + m_step) :]
-        finish = Finish(shift, shortcut, rectify, kept[worker], sums[worker])
+        part = part_of(finish, worker)
         start = worker * batches // workers
         for b in range(start, (worker + 1) * batches // workers):
             first = b * batch
@@ -85,15 +91,20 @@ def _convolve(
             )  # fmt: skip
             for e in range(ELEMENTS):
                 ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
+                ask = (first + ahead) * y_tile + e * y_share
                 if not past:
-                    ask_for(y, (first + ahead) * y_tile + e * y_share, y_share, L)
-                if shortcut.size > 0:
-                    ask_for(shortcut, (first + ahead) * y_tile + e * y_share, y_share, L)
+                    ask_for(y, ask, y_share, L)
+                if part.shortcut.size > 0:
+                    ask_for(part.shortcut, ask, y_share, L)
+                if part.x.size > 0:
+                    ask_for(part.x, ask, y_share, L)
+                if part.output.size > 0:
+                    ask_for(part.output, ask, y_share, L)
                 multiply(
                     v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
                 )  # fmt: skip
             store_tiles(
-                m, m_step, out, tiles, first, count, 0, O, y, past, b == start, finish, patch, L, k
+                m, m_step, out, tiles, first, count, 0, O, y, past, b == start, part, patch, L, k
             )  # fmt: skip
 
 
@@ -145,11 +156,11 @@ def _tiles(out: tuple[int, int]) -> tuple[int, int]:
 def _run(
     x: Any, weight: Any, pad: tuple[int, int], out: tuple[int, int], swap: bool = False,
     total: Any = None, before: Before | None = None, after: After | None = None,
-    moments: bool = False,
+    moments: bool = False, rectified: Rectified | None = None,
 ) -> Any:  # fmt: skip
     """x (N, H, W, C) with `weight`, or with its adjoint if `swap`; added to `total` if given.
 
-    before, after, moments: see `conv2d_fused`.
+    before, after, moments: see `conv2d_fused`; rectified: `conv2d_grad_input_fused`.
     """
     N, H, W, C = x.shape
     O, columns = weight.shape[1 if swap else 0], weight.shape[1]
@@ -158,7 +169,10 @@ def _run(
     tiles, norm, large = _tiles(out), flat_before(before, dtype), C * O >= LARGE
     count = N * tiles[0] * tiles[1]
     parts = winograd_blocked.chunks(count, O, dtype, workers) if large else workers
-    finish = finish_of(after, moments, O, parts, dtype)
+    if rectified is None:
+        finish = finish_of(after, moments, O, parts, dtype)
+    else:
+        finish = masking(rectified, parts)
     if total is not None:
         finish = finish._replace(shortcut=y.reshape(-1))
     if large:
@@ -174,11 +188,13 @@ def _run(
         work = memory.empty((workers, _room(batch, C, O, L)), dtype)
         _convolve(
             x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1),
-            after is not None and streams(y, PAST), *finish, (H, W, C), (*out, O), tiles, pad,
+            after is not None and streams(y, PAST), finish, (H, W, C), (*out, O), tiles, pad,
             batch, workers, work, L, wide,
         )  # fmt: skip
         batches = -(-count // batch)
         ends = [min(part * batches // parts * batch, count) for part in range(parts + 1)]
+    if rectified is not None:
+        return to_nchw(y), finish.sums.sum(axis=0)
     if not moments:
         return to_nchw(y)
     pixels = [pixels_before(end, tiles, out) for end in ends]
@@ -206,15 +222,28 @@ def conv2d_fused(
     return _run(to_nhwc(x), weight, g.padding, g.out, False, None, before, after, moments)
 
 
-def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry, total: Any = None) -> Any:
+def conv2d_grad_input(
+    gy: Any, weight: Any, g: ConvGeometry, total: Any = None, rectified: Rectified | None = None
+) -> Any:
     """Winograd F(4x4, 3x3) of the upstream gradient with the rotated kernel."""
     pad = (2 - g.padding[0], 2 - g.padding[1])
-    return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=total)
+    total = None if total is None else to_nhwc(total)
+    return _run(
+        to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=total, rectified=rectified
+    )
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """The same, added to `total`, whose memory it takes."""
-    return conv2d_grad_input(gy, weight, g, to_nhwc(total))
+    return conv2d_grad_input(gy, weight, g, total)
+
+
+def conv2d_grad_input_fused(
+    gy: Any, weight: Any, g: ConvGeometry, rectified: Rectified, total: Any = None
+) -> tuple[Any, Any]:
+    """The same, added to `total` if given, masked and summed as `kernels/fusing.py` describes."""
+    gx, sums = conv2d_grad_input(gy, weight, g, total, rectified)
+    return gx, sums
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit, prange
 
 from minires.kernels import memory
-from minires.kernels.cpu.finishing import Finish
+from minires.kernels.cpu.finishing import Finish, part_of
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, multiply
 from minires.kernels.cpu.winograd_tiles import (
@@ -36,8 +36,8 @@ BLOCK = 64  # channels
 
 @njit(cache=True, parallel=True)
 def _convolve(
-    x, before, weight, columns, swap, y, shift, shortcut, rectify, kept, sums, shape, out,
-    tiles, pad, block, panel, chunks, workers, v, work, L, wide,
+    x, before, weight, columns, swap, y, finish, shape, out, tiles, pad, block, panel, chunks,
+    workers, v, work, L, wide,
 ):  # fmt: skip
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
@@ -75,7 +75,7 @@ def _convolve(
                     )  # fmt: skip
             store_tiles(
                 m, m_step, out, tiles, first, last - first, o, panel, y, False, True,
-                Finish(shift, shortcut, rectify, kept[chunk], sums[chunk]), rest, L, k,
+                part_of(finish, chunk), rest, L, k,
             )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def convolve(
     v = _blocks(total, x.shape[3], BLOCK, dtype)
     _convolve(
         x.reshape(-1), before, np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
-        y.reshape(-1), *finish, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks,
+        y.reshape(-1), finish, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks,
         workers, v, work, L, panel > L,
     )  # fmt: skip
 

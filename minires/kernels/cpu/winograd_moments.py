@@ -1,4 +1,4 @@
-"""The moments of a convolution's output, summed tile by tile while its pixels are in cache.
+"""What is summed of a convolution's output, tile by tile while its pixels are in cache.
 
 `finishing.py` has the mathematics. A part is what is summed in a known order: the tiles of a
 worker, or of a chunk where workers share the channels. The pixels of a tile are summed in the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from minires.kernels.cpu.finishing import masked
 from minires.kernels.cpu.simd import add_wide, fill, fmuladd, load, store
 
 
@@ -33,6 +34,33 @@ def add_tile(y, corner, height, width, row, O, begin, channels, begins, finish, 
                 b = fmuladd(d, d, b)
         add_wide(finish.sums[0], begin + o, a)
         add_wide(finish.sums[1], begin + o, b)
+        o += L
+
+
+@njit(cache=True)
+def mask_tile(patch, y, corner, height, width, row, O, begin, channels, finish, L):
+    """Store a tile of a gradient, from `patch`, masked, and add it to the sums of a part.
+
+    Pixels and channels lie in y as in `add_tile`, in `patch` four to a row. A shortcut is added
+    first.
+    """
+    o, norm, added = 0, finish.norm, finish.shortcut.size > 0
+    while o < channels:
+        c = begin + o
+        mean, scale, shift = load(norm, c), load(norm, O + c), load(norm, 2 * O + c)
+        a, b = fill(y, 0.0), fill(y, 0.0)
+        for i in range(height):
+            for j in range(width):
+                at = corner + i * row + j * O + o
+                value = load(patch, (i * 4 + j) * channels + o)
+                if added:
+                    value = value + load(finish.shortcut, at)
+                value, d = masked(value, finish, at, mean, scale, shift)
+                store(y, at, value)
+                a = a + value
+                b = fmuladd(value, d, b)
+        add_wide(finish.sums[0], c, a)
+        add_wide(finish.sums[1], c, b)
         o += L
 
 

@@ -42,7 +42,7 @@ from minires.kernels.cpu.simd import (
     store,
     stream,
 )
-from minires.kernels.cpu.winograd_moments import add_tile
+from minires.kernels.cpu.winograd_moments import add_tile, mask_tile
 
 POINT_A, POINT_B = 0.75, 1.5
 AA, BB = POINT_A**2, POINT_B**2
@@ -369,7 +369,7 @@ def store_tiles(
     OH, OW, O = shape
     rows, cols = tiles
     shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
-    plain = shift.size == 0 and shortcut.size == 0 and not past
+    plain = shift.size == 0 and shortcut.size == 0 and finish.x.size == 0 and not past
     n, row, col = _place(first, rows, cols)
     for at in range(0, count * channels, channels):
         top, left = row * 4, col * 4
@@ -380,8 +380,14 @@ def store_tiles(
             _output_tile(m, at, step, y, corner, OW * O, O, channels, L, k)
             if finish.sums.size > 0:
                 add_tile(y, corner, 4, 4, OW * O, O, begin, channels, opens, finish, L)
+            n, row, col = _next_place(n, row, col, rows, cols)
+            continue
+        _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
+        if finish.x.size > 0:
+            mask_tile(
+                patch, y, corner, height, width, OW * O, O, begin, channels, finish, L
+            )  # fmt: skip
         else:
-            _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
             for i in range(height):
                 for j in range(width):
                     to, o = corner + (i * OW + j) * O, 0
