@@ -107,10 +107,16 @@ class Pool:
         # A line more than whole pages: arrays of equal size start at different offsets in theirs.
         size = -(-size // 4096) * 4096 + LINE
         with self._lock:
-            self._collect()
-            address = self._take(size)
-            self._in_use += size
-            self._high_water = max(self._high_water, self._in_use)
+            last = self.returned.pop() if self.returned else (0, 0)
+            if last[1] == size:  # one layer's array goes, the next one's of the same size comes
+                address = last[0]
+            else:
+                if last[1]:
+                    self.returned.append(last)
+                self._collect()
+                address = self._take(size)
+                self._in_use += size
+                self._high_water = max(self._high_water, self._in_use)
         lease = _Lease.from_address(address)
         lease.piece, lease.returned = (address, size), self.returned
         return np.ndarray(shape, dtype, lease)
