@@ -18,6 +18,7 @@ from minires.functional.norm_training import (
     over_rows,
     per_channel,
 )
+from minires.kernels import cpu
 from minires.kernels import operations as ops
 from minires.kernels.arrays import active, constants, on_host
 from minires.kernels.fusing import MOMENTS
@@ -287,9 +288,7 @@ def _move(mean: Tensor, var: Tensor, batch: Any, momentum: float, unbiased: floa
     here = on_host(m)
     alike = here and m.dtype is v.dtype is batch_mean.dtype is batch_var.dtype
     if alike and batch.moments is not None and m.flags.contiguous and v.flags.contiguous:
-        from minires.kernels.cpu import channels  # what has summed the moments is compiled, too
-
-        channels.move(*given, momentum, unbiased)
+        cpu.move_statistics(*given, momentum, unbiased)
     elif here or len({a.dtype for a in given}) > 1 or m.dtype.itemsize == 2:
         factors: Any = 1 - momentum, momentum, momentum * unbiased
         if alike:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from minires.autograd import Function, Tensor, enable_grad, grad, is_grad_enabled, no_grad, tape
 from minires.functional.activation import ReLUGrad
 from minires.functional.deferred import PendingActivation
+from minires.kernels import cpu
 from minires.kernels import operations as ops
 from minires.kernels.arrays import xp_of
 from minires.kernels.fusing import MOMENTS, SUMS, Before, Rectified
@@ -39,10 +40,10 @@ class BatchStatistics:
         if self.moments is None:
             self.mean, self.var, inv_std = ops.batch_norm_statistics(x, self.eps)
             return inv_std, inv_std if gamma is None else gamma * inv_std
-        from minires.kernels.cpu import channels  # what has summed the moments is compiled, too
-
-        self.mean, self.var, *rest = channels.normaliser(self.moments, self.eps, gamma, x.dtype)
-        return rest[0], rest[1]
+        self.mean, self.var, inv_std, scale = cpu.normaliser(
+            self.moments, self.eps, gamma, x.dtype
+        )
+        return inv_std, scale
 
 
 class BatchNormTrain(BatchStatistics, Function):

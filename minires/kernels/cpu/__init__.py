@@ -40,6 +40,11 @@ def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     return kernel
 
 
+# What is between two kernels of batch norm where the first is a convolution that sums moments.
+normaliser = _late("channels", "normaliser", "What batch norm does to x, from its moments.")
+move_statistics = _late("channels", "move", "Running statistics towards a batch's, in place.")
+
+
 def _winograd(g: ConvGeometry) -> bool:
     """3x3, stride 1, padding at most 2, one group, channels in multiples of 16."""
     return (

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minires.kernels import memory
 from minires.kernels.geometry import Pair, PoolGeometry, adaptive_windows
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.registry import register
@@ -152,6 +153,10 @@ def adaptive_avg_pool2d_grad(gy: Any, size: Pair) -> Any:
     """The adjoint: each output's gradient in equal shares to the pixels of its window."""
     (H, W), (N, C, OH, OW) = size, gy.shape
     gy = to_nhwc(gy)
+    if (OH, OW) == (1, 1):
+        gx = memory.empty((N, H, W, C), gy.dtype)
+        gx[...] = gy / gy.dtype.type(H * W)
+        return to_nchw(gx)
     gx = np.zeros((N, H, W, C), gy.dtype)
     columns = adaptive_windows(W, OW)
     for i, (top, bottom) in enumerate(adaptive_windows(H, OH)):
