@@ -14,7 +14,7 @@ from oracles import laid_out
 
 pytest.importorskip("numba", reason="needs Numba")
 from minires.kernels import available, conv_geometry, threads
-from minires.kernels.cpu import norm, winograd, winograd_blocked
+from minires.kernels.cpu import columns, norm, winograd, winograd_blocked
 from minires.kernels.fusing import SUMS, Rectified
 from minires.testing.guards import NAN_BYTE, ZERO_BYTE, Guards
 
@@ -87,8 +87,27 @@ def test_winograd(
         check(winograd, g, dtype, seed, layout, joined)
 
 
-LAYERS = ((winograd, conv_geometry((2, 32, 9, 6), (48, 32, 3, 3), 1, 1)),)
-layers = pytest.mark.parametrize(("module", "g"), LAYERS, ids=["winograd"])
+@given(
+    N=st.integers(1, 3), channels=pairs(1, 4), size=pairs(1, 11), joined=st.booleans(),
+    dtype=st.sampled_from(list(DTYPES)), workers=st.sampled_from([1, 2, 5]), layout=layouts,
+    seed=seeds,
+)  # fmt: skip
+def test_pointwise(
+    N: int, channels: Any, size: Any, joined: bool, dtype: Any, workers: int, layout: str,
+    seed: int,
+) -> None:  # fmt: skip
+    C, O = 16 * channels[0], 16 * channels[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "_count", workers)
+        g = conv_geometry((N, C, *size), (O, C, 1, 1))
+        check(columns, g, dtype, seed, layout, joined)
+
+
+LAYERS = (
+    (winograd, conv_geometry((2, 32, 9, 6), (48, 32, 3, 3), 1, 1)),
+    (columns, conv_geometry((2, 32, 9, 6), (48, 32, 1, 1))),
+)
+layers = pytest.mark.parametrize(("module", "g"), LAYERS, ids=["winograd", "columns"])
 
 
 @layers
@@ -126,6 +145,12 @@ def test_they_are_registered_for_what_they_can_do() -> None:
     kernels = {k.name: k for k in available("conv2d_grad_input") if k.backend == "cpu"}
     for module, g in LAYERS:
         assert kernels[module.__name__.rsplit(".", 1)[-1]].can_fuse(SUMS, g)
+    strided = conv_geometry((2, 32, 9, 6), (48, 32, 1, 1), 2)
+    assert not kernels["columns"].can_fuse(SUMS, strided)
+    r = rectified_of(0, strided, np.float32, "channels_last", joined=False)
+    gy, weight = (normal(7, shape, np.float32) for shape in (strided.y_shape, (48, 32, 1, 1)))
+    with pytest.raises(ValueError, match="1x1 kernel of stride 1"):
+        columns.conv2d_grad_input_fused(gy, weight, strided, r)
 
 
 # -- the other pass ------------------------------------------------------------------------------

@@ -144,7 +144,10 @@ _add(
     "conv2d", "columns", "columns", _columns, _large, _summary,
     fuses={BEFORE: _plain_product, AFTER: None, MOMENTS: None},
 )  # fmt: skip
-_add("conv2d_grad_input", "columns", "columns", _columns, _large, _summary, adds=True)
+_add(
+    "conv2d_grad_input", "columns", "columns", _columns, _large, _summary, adds=True,
+    fuses={SUMS: _plain_product},
+)  # fmt: skip
 _pass = "conv2d_grad_weight"
 _add(
     _pass, "outer", "outer", _columns, _large, "Outer products, in ranges that stay in cache.",

@@ -12,7 +12,8 @@ Strided layers with small weights have an input gradient without columns (`phase
 
 A 1x1 convolution of stride 1 needs no columns: x and gy are the matrices already, and x may be
 normalised block by block. Rows of y that have just been computed may be shifted, rectified or
-summed (`finishing.py`). The weight gradient has its own file, `outer.py`.
+summed, those of gx masked and summed (`finishing.py`). The weight gradient has its own file,
+`outer.py`.
 """
 
 from __future__ import annotations
@@ -27,18 +28,23 @@ from minires.kernels.cpu import phases
 from minires.kernels.cpu.copying import add_run, clear_run, copy_windows
 from minires.kernels.cpu.elementwise import add
 from minires.kernels.cpu.finishing import (
+    Finish,
     check_before,
     finish_of,
     finish_rows,
     flat_before,
+    mask_rows,
+    masking,
     merged_moments,
     normalise_rows,
+    nothing,
+    part_of,
 )
 from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.tile import FRESH, ONTO
 from minires.kernels.cpu.weights import packed, packed_transposed
-from minires.kernels.fusing import After, Before
+from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -67,8 +73,7 @@ def _col2im(columns, row, image, first, count, sizes, gx, L):
 
 @njit(cache=True)
 def _forward_pixels(
-    address, x, before, weight, y, shift, shortcut, rectify, kept, sums, begin, end, O, sizes,
-    panel, wide, plain, mode, columns, L,
+    address, x, before, weight, y, part, begin, end, O, sizes, panel, wide, plain, mode, columns, L
 ):  # fmt: skip
     """y[pixel, o] for output pixels begin, ..., end - 1 of the batch."""
     C, KH, KW = sizes[2], sizes[3], sizes[4]
@@ -88,9 +93,13 @@ def _forward_pixels(
             address, rows, at, K, 1, count, weight, 0, panel, K * panel, panel, wide, O,
             y, first * O, O, K, mode, 1, 0, 0, x, (first + count) * C, ask,
         )  # fmt: skip
-        finish_rows(
-            y, first * O, count, O, shift, shortcut, rectify, kept, sums, first == begin, L
-        )  # fmt: skip
+        if part.x.size:
+            mask_rows(y, first * O, count, O, part, L)
+        else:
+            finish_rows(
+                y, first * O, count, O, part.shift, part.shortcut, part.rectify, part.kept,
+                part.sums, first == begin, L,
+            )  # fmt: skip
 
 
 @njit(cache=True, parallel=True)
@@ -101,9 +110,8 @@ def _forward(
     for worker in prange(workers):
         begin, end = worker * pixels // workers, (worker + 1) * pixels // workers
         _forward_pixels(
-            address, x, before, weight, y, finish.shift, finish.shortcut, finish.rectify,
-            finish.kept[worker], finish.sums[worker], begin, end, O, sizes, panel, wide, plain,
-            mode, work[worker], L,
+            address, x, before, weight, y, part_of(finish, worker), begin, end, O, sizes, panel,
+            wide, plain, mode, work[worker], L,
         )  # fmt: skip
 
 
@@ -172,14 +180,16 @@ def conv2d_fused(
     return to_nchw(y), *merged_moments(finish, shares)
 
 
-def _transposed(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> Any:
+def _transposed(
+    gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int, finish: Finish | None = None
+) -> Any:
     """The input gradient of a 1x1 layer: the forward pass of the transposed weight."""
     gy, L = to_nhwc(gy), lanes(gy.dtype)
     panel, workers = panel_width(g.C, L), num_threads()
     _forward(
         product_address(gy.dtype), gy.reshape(-1), flat_before(None, gy.dtype),
         packed_transposed(weight, panel), gx.reshape(-1),
-        finish_of(None, False, g.C, workers, gy.dtype), g.N * g.H * g.W, g.C,
+        nothing(workers, gy.dtype) if finish is None else finish, g.N * g.H * g.W, g.C,
         (1, 1, g.O, *g.window_sizes[3:]), panel, panel > L, True, mode,
         workers, memory.empty((workers, 0), gy.dtype), L,
     )  # fmt: skip
@@ -213,3 +223,22 @@ def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> 
     if phases.fits(g, lanes(gy.dtype)):
         return phases.grad_input(gy, weight, g, to_nhwc(total), ONTO)
     return add(total, conv2d_grad_input(gy, weight, g))
+
+
+def conv2d_grad_input_fused(
+    gy: Any, weight: Any, g: ConvGeometry, rectified: Rectified, total: Any = None
+) -> tuple[Any, Any]:
+    """The same, added to `total` if given, masked and summed as `kernels/fusing.py` describes.
+
+    Raises ValueError for a layer that is not 1x1 of stride 1.
+    """
+    if not _plain(g):
+        raise ValueError(
+            "conv2d_grad_input: `rectified` needs a 1x1 kernel of stride 1 without padding; mask "
+            "and sum gx in a pass of its own"
+        )
+    fresh = total is None
+    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype) if fresh else to_nhwc(total)
+    finish = masking(rectified, num_threads())
+    gx = _transposed(gy, weight, g, gx, FRESH if fresh else ONTO, finish)
+    return gx, finish.sums.sum(axis=0)

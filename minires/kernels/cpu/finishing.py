@@ -135,18 +135,19 @@ def finish_rows(y, at, rows, O, shift, shortcut, rectify, kept, sums, begins, L)
 
 @njit(cache=True)
 def mask_rows(gradient, at, rows, C, finish, L):
-    """Mask rows of the gradient, just computed, in place, and add them to the sums of a part."""
+    """Mask rows of the gradient, just computed, in place, and add them to the sums of a part.
+
+    Row by row, as x and the output lie in memory: they come from there.
+    """
     norm = finish.norm
-    for c in range(0, C, L):
-        mean, scale, shift = load(norm, c), load(norm, C + c), load(norm, 2 * C + c)
-        a, b = fill(gradient, 0.0), fill(gradient, 0.0)
-        for p in range(at + c, at + rows * C + c, C):
+    for row in range(at, at + rows * C, C):
+        for c in range(0, C, L):
+            mean, scale, shift = load(norm, c), load(norm, C + c), load(norm, 2 * C + c)
+            p = row + c
             value, d = masked(load(gradient, p), finish, p, mean, scale, shift)
             store(gradient, p, value)
-            a = a + value
-            b = fmuladd(value, d, b)
-        add_wide(finish.sums[0], c, a)
-        add_wide(finish.sums[1], c, b)
+            add_wide(finish.sums[0], c, value)
+            add_wide(finish.sums[1], c, value * d)
 
 
 def flat_before(before: Before | None, dtype: Any) -> Any:

@@ -193,13 +193,16 @@ def _gradients(
     gy: Any, flat: Any, sums: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool,
     gx: Any,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """gx, rows to be written, and the gradients of gamma and beta from the two sums."""
-    R, dtype = len(flat), flat.dtype
+    """gx, rows to be written, and the gradients of gamma and beta from the two sums.
+
+    gx may be gy, whose lines are in the cache when they are written.
+    """
+    R, dtype, past = len(flat), flat.dtype, gx is not gy and streams(gx)
     factors, ggamma, gbeta = channels.gradient_factors(sums, gamma, inv_std, R)
     scale, offset = _affine(gamma, beta, inv_std) if relu else (mean, mean)  # not read without
     _input_gradient(
-        gy, flat.reshape(-1), *flat.shape, mean, scale, offset, *factors,
-        relu, gx.reshape(-1), streams(gx), num_threads(), lanes(dtype),
+        gy.reshape(-1), flat.reshape(-1), *flat.shape, mean, scale, offset, *factors,
+        relu, gx.reshape(-1), past, num_threads(), lanes(dtype),
     )  # fmt: skip
     return gx, ggamma, gbeta
 
@@ -207,9 +210,9 @@ def _gradients(
 def _grad(
     gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool
 ) -> tuple[Any, Any, Any]:
-    dy, flat, mean = rows(gy).reshape(-1), rows(x), np.ascontiguousarray(mean)
+    dy, flat, mean = rows(gy), rows(x), np.ascontiguousarray(mean)
     sums = _gradient_sums(
-        dy, flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
+        dy.reshape(-1), flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
         num_threads(), lanes(x.dtype),
     )  # fmt: skip
     gx = memory.empty_like(flat)
@@ -285,7 +288,7 @@ def batch_norm_add_relu_grad(
         gr.reshape(-1), streams(gr), num_threads(), lanes(x.dtype),
     )  # fmt: skip
     gx, ggamma, gbeta = _gradients(
-        gr.reshape(-1), flat, sums, gamma, None, mean, inv_std, False, memory.empty_like(flat)
+        gr, flat, sums, gamma, None, mean, inv_std, False, memory.empty_like(flat)
     )
     return from_rows(gx, x.shape), from_rows(gr, x.shape), ggamma, gbeta
 
@@ -295,9 +298,7 @@ def batch_norm_relu_grad_fused(
 ) -> tuple[Any, Any, Any]:
     """What is left where gy came masked and with its sums: one pass, in gy's memory."""
     dy, mean = rows(gy), np.ascontiguousarray(mean)
-    gx, ggamma, gbeta = _gradients(
-        dy.reshape(-1), rows(x), sums, gamma, beta, mean, inv_std, False, dy
-    )
+    gx, ggamma, gbeta = _gradients(dy, rows(x), sums, gamma, beta, mean, inv_std, False, dy)
     return from_rows(gx, x.shape), ggamma, gbeta
 
 
@@ -307,7 +308,6 @@ def batch_norm_add_relu_grad_fused(
     """The same in new memory: gy is the shortcut's gradient already."""
     flat, mean = rows(x), np.ascontiguousarray(mean)
     gx, ggamma, gbeta = _gradients(
-        rows(gy).reshape(-1), flat, sums, gamma, None, mean, inv_std, False,
-        memory.empty_like(flat),
-    )  # fmt: skip
+        rows(gy), flat, sums, gamma, None, mean, inv_std, False, memory.empty_like(flat)
+    )
     return from_rows(gx, x.shape), gy, ggamma, gbeta
