@@ -28,22 +28,26 @@ class BatchStatistics:
     """What the three in training mode share. `mean` and `var` (biased) are left as attributes.
 
     moments: mean and variance in float64, if the convolution that made x has summed them.
+    applied: what was done to x, of arrays that nobody changes; None if a kernel did it all.
     """
 
     operation: ClassVar[Operation]
+    applied: Before | None = None
 
     def __init__(self, eps: float, moments: tuple[Any, Any] | None = None) -> None:
         self.eps, self.moments = eps, moments
 
-    def statistics(self, x: Any, gamma: Any) -> tuple[Any, Any]:
-        """Sets `mean` and `var`; returns the inverse deviation, and gamma times that."""
+    def statistics(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Before]:
+        """Sets `mean`, `var` and `applied`; returns the inverse deviation, and the last of them."""
         if self.moments is None:
             self.mean, self.var, inv_std = ops.batch_norm_statistics(x, self.eps)
-            return inv_std, inv_std if gamma is None else gamma * inv_std
-        self.mean, self.var, inv_std, scale = cpu.normaliser(
-            self.moments, self.eps, gamma, x.dtype
-        )
-        return inv_std, scale
+            self.applied = _before(self.mean, inv_std, gamma, beta)
+        else:
+            self.mean, self.var, inv_std, *parts = cpu.normaliser(
+                self.moments, self.eps, gamma, beta, x.dtype
+            )
+            self.applied = Before(self.mean, *parts)
+        return inv_std, self.applied
 
 
 class BatchNormTrain(BatchStatistics, Function):
@@ -56,8 +60,8 @@ class BatchNormTrain(BatchStatistics, Function):
         if self.moments is None:
             y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
         else:
-            inv_std, scale = self.statistics(x, gamma)
-            y = ops.normalise(x, *_before(self.mean, scale, beta), None, False)
+            inv_std, before = self.statistics(x, gamma, beta)
+            y = ops.normalise(x, *before, None, False)
         kept = {} if gamma is None else {"gamma": gamma}
         self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
         return y
@@ -80,12 +84,12 @@ class RectifiedNorm(BatchStatistics):
     summed: tuple[Any, Any] | None = None
 
     def before(self: Any) -> tuple[Any, Before]:
-        """x and what was done to it, from what is saved."""
+        """x and what was done to it."""
         recall = self.recall_array
-        scale, beta = recall("inv_std"), None
-        if self.keeps("gamma"):
-            scale, beta = recall("gamma") * scale, recall("beta")
-        return recall("x"), _before(recall("mean"), scale, beta)
+        if self.applied is None:
+            gamma, beta = (recall("gamma"), recall("beta")) if self.keeps("gamma") else (None, None)
+            self.applied = _before(recall("mean"), recall("inv_std"), gamma, beta)
+        return recall("x"), self.applied
 
     def rectified(self) -> Rectified | None:
         """What the gradient is to be masked by, and summed with; None if its kernel does both."""
@@ -114,10 +118,8 @@ class BatchNormReLUTrain(RectifiedNorm, Function):
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
         y: Any
         if ops.batch_norm_relu_train.fusing(MOMENTS, x, gamma, beta, self.eps):
-            inv_std, scale = self.statistics(x, gamma)
-            before = _before(self.mean, scale, beta)
-            # A copy of the shift, which is beta: that moves on.
-            y = PendingActivation(x, Before(before.mean, before.scale, before.shift.copy()))
+            inv_std, before = self.statistics(x, gamma, beta)
+            y = PendingActivation(x, before)
             if x.nbytes < tape.LARGE:
                 y = y.make()
         else:
@@ -194,8 +196,8 @@ class BatchNormAddReLUTrain(RectifiedNorm, Function):
                 x, r, gamma, beta, self.eps
             )
         else:
-            inv_std, scale = self.statistics(x, gamma)
-            y = ops.normalise(x, *_before(self.mean, scale, beta), r, True)
+            inv_std, before = self.statistics(x, gamma, beta)
+            y = ops.normalise(x, *before, r, True)
         kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
         self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
         return y
@@ -215,9 +217,11 @@ class BatchNormAddReLUTrain(RectifiedNorm, Function):
         return (gx, gr, *rest) if affine else (gx, gr)
 
 
-def _before(mean: Any, scale: Any, beta: Any) -> Before:
-    """What batch norm does to x; scale: gamma times the inverse deviation."""
-    return Before(mean, scale, xp_of(scale).zeros_like(scale) if beta is None else beta)
+def _before(mean: Any, inv_std: Any, gamma: Any, beta: Any) -> Before:
+    """What batch norm does to x. A copy of beta, which moves on."""
+    if gamma is None:
+        return Before(mean, inv_std, xp_of(inv_std).zeros_like(inv_std))
+    return Before(mean, gamma * inv_std, beta.copy())
 
 
 class BatchNormGrad(Function):

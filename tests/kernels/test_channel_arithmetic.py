@@ -46,10 +46,13 @@ def test_the_normaliser_has_the_bits_of_numpy(
     var[2] = -1e-30  # as a difference of sums may be
     gamma = rng.standard_normal(C).astype(dtype) if affine else None
     inv_std = (1.0 / np.sqrt(np.maximum(var, 0.0) + 1e-5)).astype(dtype)
+    beta = None if gamma is None else rng.standard_normal(C).astype(dtype)
     scale = inv_std if gamma is None else gamma * inv_std
-    wanted = mean.astype(dtype), np.maximum(var, 0.0).astype(dtype), inv_std, scale
-    found = channels.normaliser((mean, var), 1e-5, gamma, dtype)
+    shift = np.zeros(C, dtype) if beta is None else beta
+    wanted = mean.astype(dtype), np.maximum(var, 0.0).astype(dtype), inv_std, scale, shift
+    found = channels.normaliser((mean, var), 1e-5, gamma, beta, dtype)
     np.testing.assert_array_equal(found, np.stack(wanted), strict=True)
+    assert beta is None or not np.shares_memory(found, beta)
 
 
 def test_running_statistics_move_to_the_bits_of_numpy(

@@ -43,18 +43,21 @@ def merged(kept: Any, sums: Any, counts: Any) -> tuple[Any, Any]:
 
 
 @njit(cache=True)
-def _normaliser(mean, var, eps, gamma, out):
+def _normaliser(mean, var, eps, gamma, beta, out):
     for c in range(len(mean)):
         v = max(var[c], 0.0)
         out[0, c], out[1, c] = mean[c], v
         out[2, c] = 1.0 / np.sqrt(v + eps)
-        out[3, c] = out[2, c] if gamma.size == 0 else gamma[c] * out[2, c]
+        out[3, c] = gamma[c] * out[2, c] if gamma.size else out[2, c]
+        out[4, c] = beta[c] if beta.size else 0
 
 
-def normaliser(moments: tuple[Any, Any], eps: float, gamma: Any, dtype: Any) -> Any:
-    """Mean, variance, inverse deviation and scale, gamma times that: the rows of an array."""
-    out = np.empty((4, len(moments[0])), dtype)
-    _normaliser(*moments, eps, out[0, :0] if gamma is None else gamma, out)
+def normaliser(moments: tuple[Any, Any], eps: float, gamma: Any, beta: Any, dtype: Any) -> Any:
+    """Mean, variance, inverse deviation, scale (gamma times that), and a copy of beta: rows."""
+    out = np.empty((5, len(moments[0])), dtype)
+    none = out[0, :0]
+    gamma, beta = none if gamma is None else gamma, none if beta is None else beta
+    _normaliser(*moments, eps, gamma, beta, out)
     return out
 
 
