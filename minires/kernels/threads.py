@@ -6,8 +6,9 @@ choose another number. With the same number, the same seed gives the same bits.
 Two pools of threads must not take turns: BLAS's threads keep spinning for a while after a product
 and hold up whoever comes next, by milliseconds. So once our own parallel kernels are in use BLAS
 works on one thread, and what is left for it to do is small. For the same reason our own threads
-sleep when they have nothing to do instead of spinning: with one other busy process on two cores,
-a training step of ResNet-20 took five times as long with spinning threads.
+do not spin for long: with one other busy process on two cores, a training step of ResNet-20 took
+five times as long with threads that did (`kernels/cpu/team.py` says how ours wait). The threads of
+a user's own `prange` are OpenMP's, which sleep unless OMP_WAIT_POLICY says otherwise.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_kernels_are_kept_where_the_package_cannot_be_written(tmp_path: Path) ->
         assert int(compiled) > 0
         assert int(hits) == 0
         assert not list(library.rglob("*.nbc"))
-        assert list(home.rglob("elementwise._relu-*.nbc"))
+        assert list(home.rglob("elementwise._relu_by_workers-*.nbc"))
         _, compiled, hits = run(RELU, limited=True, **variables)
         assert (int(compiled), int(hits)) == (0, 1)
     finally:

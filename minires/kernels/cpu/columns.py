@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu import phases
@@ -42,6 +42,7 @@ from minires.kernels.cpu.finishing import (
 )
 from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONTO
 from minires.kernels.cpu.weights import packed, packed_transposed
 from minires.kernels.fusing import After, Before, Rectified
@@ -102,17 +103,16 @@ def _forward_pixels(
             )  # fmt: skip
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def _forward(
-    address, x, before, weight, y, finish, pixels, O, sizes, panel, wide, plain, mode, workers,
-    work, L,
+    worker, address, x, before, weight, y, finish, pixels, O, sizes, panel, wide, plain, mode,
+    workers, work, L,
 ):  # fmt: skip
-    for worker in prange(workers):
-        begin, end = worker * pixels // workers, (worker + 1) * pixels // workers
-        _forward_pixels(
-            address, x, before, weight, y, part_of(finish, worker), begin, end, O, sizes, panel,
-            wide, plain, mode, work[worker], L,
-        )  # fmt: skip
+    begin, end = worker * pixels // workers, (worker + 1) * pixels // workers
+    _forward_pixels(
+        address, x, before, weight, y, part_of(finish, worker), begin, end, O, sizes, panel,
+        wide, plain, mode, work[worker], L,
+    )  # fmt: skip
 
 
 @njit(cache=True)
@@ -134,13 +134,14 @@ def _grad_input_images(
             _col2im(columns, row, n, first, count, sizes, gx, L)
 
 
-@njit(cache=True, parallel=True)
-def _grad_input(address, gy, weight, gx, N, P, O, sizes, row, panel, wide, workers, work, L):
-    for worker in prange(workers):
-        begin, end = worker * N // workers, (worker + 1) * N // workers
-        _grad_input_images(
-            address, gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, work[worker], L
-        )  # fmt: skip
+@parallel
+def _grad_input(
+    worker, address, gy, weight, gx, N, P, O, sizes, row, panel, wide, workers, work, L
+):  # fmt: skip
+    begin, end = worker * N // workers, (worker + 1) * N // workers
+    _grad_input_images(
+        address, gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, work[worker], L
+    )  # fmt: skip
 
 
 def _plain(g: ConvGeometry) -> bool:

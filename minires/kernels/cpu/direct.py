@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import copy_band
@@ -26,6 +25,7 @@ from minires.kernels.cpu.finishing import (
 )
 from minires.kernels.cpu.product import panel_width, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.weights import packed, unpacked_sum
 from minires.kernels.fusing import After, Before
@@ -36,53 +36,53 @@ from minires.kernels.threads import num_threads
 BAND = 1 << 16  # bytes of input that are copied at a time: they stay in the second-level cache
 
 
-@njit(cache=True, parallel=True)
-def _forward(address, x, weight, y, finish, N, O, sizes, panel, wide, rows, workers, work, L):
+@parallel
+def _forward(
+    worker, address, x, weight, y, finish, N, O, sizes, panel, wide, rows, workers, work, L
+):  # fmt: skip
     H, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
     blocks = (OH + rows - 1) // rows
-    for worker in prange(workers):
-        band, kept, sums = work[worker], finish.kept[worker], finish.sums[worker]
-        begin = worker * N * blocks // workers
-        for item in range(begin, (worker + 1) * N * blocks // workers):
-            n, first = item // blocks, item % blocks * rows
-            count = min(rows, OH - first)
-            top, height = first * sh - ph, (count - 1) * sh + KH
-            copy_band(x, n, top, height, H, W * C, pw * C, pw * C, band, L)
-            following = (n * H + min(top + height, H)) * W * C
-            for i in range(count):
-                to = (n * OH + first + i) * OW * O
-                product_to_memory(
-                    address, band, i * sh * row, sw * C, 1, OW, weight, 0, panel,
-                    KH * run * panel, panel, wide, O, y, to, O, run,
-                    FRESH, KH, row, run * panel, x, following + i * sh * W * C, sh * W * C,
-                )  # fmt: skip
-                finish_rows(
-                    y, to, OW, O, finish.shift, finish.shortcut, finish.rectify, kept, sums,
-                    item == begin and i == 0, L,
-                )  # fmt: skip
+    band, kept, sums = work[worker], finish.kept[worker], finish.sums[worker]
+    begin = worker * N * blocks // workers
+    for item in range(begin, (worker + 1) * N * blocks // workers):
+        n, first = item // blocks, item % blocks * rows
+        count = min(rows, OH - first)
+        top, height = first * sh - ph, (count - 1) * sh + KH
+        copy_band(x, n, top, height, H, W * C, pw * C, pw * C, band, L)
+        following = (n * H + min(top + height, H)) * W * C
+        for i in range(count):
+            to = (n * OH + first + i) * OW * O
+            product_to_memory(
+                address, band, i * sh * row, sw * C, 1, OW, weight, 0, panel,
+                KH * run * panel, panel, wide, O, y, to, O, run,
+                FRESH, KH, row, run * panel, x, following + i * sh * W * C, sh * W * C,
+            )  # fmt: skip
+            finish_rows(
+                y, to, OW, O, finish.shift, finish.shortcut, finish.rectify, kept, sums,
+                item == begin and i == 0, L,
+            )  # fmt: skip
 
 
-@njit(cache=True, parallel=True)
-def _grad_weight(address, x, gy, sums, N, O, sizes, panel, wide, rows, workers, work, L):
+@parallel
+def _grad_weight(worker, address, x, gy, sums, N, O, sizes, panel, wide, rows, workers, work, L):
     H, W, C, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     row, run = (W + 2 * pw) * C, KW * C
     blocks = (OH + rows - 1) // rows
-    for worker in prange(workers):
-        band, mine = work[worker], sums[worker]
-        mine[:] = 0
-        for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
-            n, first = item // blocks, item % blocks * rows
-            count = min(rows, OH - first)
-            top, height = first * sh - ph, (count - 1) * sh + KH
-            copy_band(x, n, top, height, H, W * C, pw * C, pw * C, band, L)
-            at, size = (n * OH + first) * OW * O, count * OW * O
-            for u in range(KH):
-                product_to_memory(
-                    address, band, u * row, 1, sw * C, run, gy, at, O, panel, panel, wide, O,
-                    mine, u * run * O, O, OW, ONWARD, count, sh * row, OW * O,
-                    gy, at + size + u * size // KH, size // KH,
-                )  # fmt: skip
+    band, mine = work[worker], sums[worker]
+    mine[:] = 0
+    for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
+        n, first = item // blocks, item % blocks * rows
+        count = min(rows, OH - first)
+        top, height = first * sh - ph, (count - 1) * sh + KH
+        copy_band(x, n, top, height, H, W * C, pw * C, pw * C, band, L)
+        at, size = (n * OH + first) * OW * O, count * OW * O
+        for u in range(KH):
+            product_to_memory(
+                address, band, u * row, 1, sw * C, run, gy, at, O, panel, panel, wide, O,
+                mine, u * run * O, O, OW, ONWARD, count, sh * row, OW * O,
+                gy, at + size + u * size // KH, size // KH,
+            )  # fmt: skip
 
 
 def _sizes(g: ConvGeometry) -> tuple[int, ...]:

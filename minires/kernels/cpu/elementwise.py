@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu.simd import lanes, load, positive, store, where_positive
+from minires.kernels.cpu.team import parallel
 from minires.kernels.threads import num_threads
 
 
@@ -20,46 +21,42 @@ def _span(size, worker, workers, L):
     return begin, end, size if worker == workers - 1 else end
 
 
-@njit(cache=True, parallel=True)
-def _relu(x, y, workers, L):
-    for worker in prange(workers):
-        begin, end, rest = _span(x.size, worker, workers, L)
-        for i in range(begin, end, L):
-            store(y, i, positive(load(x, i)))
-        for i in range(end, rest):
-            # Written so that NaN, which compares false, stays NaN.
-            y[i] = 0 if x[i] <= 0 else x[i]
+@parallel
+def _relu(worker, x, y, workers, L):
+    begin, end, rest = _span(x.size, worker, workers, L)
+    for i in range(begin, end, L):
+        store(y, i, positive(load(x, i)))
+    for i in range(end, rest):
+        # Written so that NaN, which compares false, stays NaN.
+        y[i] = 0 if x[i] <= 0 else x[i]
 
 
-@njit(cache=True, parallel=True)
-def _relu_grad(gy, y, gx, workers, L):
-    for worker in prange(workers):
-        begin, end, rest = _span(y.size, worker, workers, L)
-        for i in range(begin, end, L):
-            store(gx, i, where_positive(load(y, i), load(gy, i)))
-        for i in range(end, rest):
-            gx[i] = gy[i] if y[i] > 0 else 0
+@parallel
+def _relu_grad(worker, gy, y, gx, workers, L):
+    begin, end, rest = _span(y.size, worker, workers, L)
+    for i in range(begin, end, L):
+        store(gx, i, where_positive(load(y, i), load(gy, i)))
+    for i in range(end, rest):
+        gx[i] = gy[i] if y[i] > 0 else 0
 
 
-@njit(cache=True, parallel=True)
-def _add_relu(a, b, y, workers, L):
-    for worker in prange(workers):
-        begin, end, rest = _span(a.size, worker, workers, L)
-        for i in range(begin, end, L):
-            store(y, i, positive(load(a, i) + load(b, i)))
-        for i in range(end, rest):
-            total = a[i] + b[i]
-            y[i] = 0 if total <= 0 else total
+@parallel
+def _add_relu(worker, a, b, y, workers, L):
+    begin, end, rest = _span(a.size, worker, workers, L)
+    for i in range(begin, end, L):
+        store(y, i, positive(load(a, i) + load(b, i)))
+    for i in range(end, rest):
+        total = a[i] + b[i]
+        y[i] = 0 if total <= 0 else total
 
 
-@njit(cache=True, parallel=True)
-def _add(a, b, y, workers, L):
-    for worker in prange(workers):
-        begin, end, rest = _span(a.size, worker, workers, L)
-        for i in range(begin, end, L):
-            store(y, i, load(a, i) + load(b, i))
-        for i in range(end, rest):
-            y[i] = a[i] + b[i]
+@parallel
+def _add(worker, a, b, y, workers, L):
+    begin, end, rest = _span(a.size, worker, workers, L)
+    for i in range(begin, end, L):
+        store(y, i, load(a, i) + load(b, i))
+    for i in range(end, rest):
+        y[i] = a[i] + b[i]
 
 
 def _aligned(first: Any, second: Any = None) -> tuple[Any, Any, Any]:

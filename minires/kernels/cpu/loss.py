@@ -10,34 +10,33 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
+from minires.kernels.cpu.team import parallel
 from minires.kernels.threads import num_threads
 
 
-@njit(cache=True, parallel=True)
-def _cross_entropy(x, labels, ignored, chosen, other, losses, gx, workers):
+@parallel
+def _cross_entropy(worker, x, labels, ignored, chosen, other, losses, gx, workers):
     N, K = x.shape
-    for worker in prange(workers):
-        for n in range(worker * N // workers, (worker + 1) * N // workers):
-            label = labels[n]
-            if label == ignored:
-                losses[n] = 0
-                gx[n] = 0
-                continue
-            largest, total, loss = x[n, 0], x.dtype.type(0), x.dtype.type(0)
-            for k in range(K):
-                largest = max(largest, x[n, k])
-            for k in range(K):
-                gx[n, k] = math.exp(x[n, k] - largest)
-                total += gx[n, k]
-            log_total = math.log(total)
-            for k in range(K):
-                q = chosen if k == label else other
-                if q != 0:  # where it is zero, x counts for nothing, even if it is -infinity
-                    loss += q * ((largest - x[n, k]) + log_total)
-                gx[n, k] = gx[n, k] / total - q
-            losses[n] = loss if 0 <= label < K else np.nan
+    for n in range(worker * N // workers, (worker + 1) * N // workers):
+        label = labels[n]
+        if label == ignored:
+            losses[n] = 0
+            gx[n] = 0
+            continue
+        largest, total, loss = x[n, 0], x.dtype.type(0), x.dtype.type(0)
+        for k in range(K):
+            largest = max(largest, x[n, k])
+        for k in range(K):
+            gx[n, k] = math.exp(x[n, k] - largest)
+            total += gx[n, k]
+        log_total = math.log(total)
+        for k in range(K):
+            q = chosen if k == label else other
+            if q != 0:  # where it is zero, x counts for nothing, even if it is -infinity
+                loss += q * ((largest - x[n, k]) + log_total)
+            gx[n, k] = gx[n, k] / total - q
+        losses[n] = loss if 0 <= label < K else np.nan
 
 
 def cross_entropy(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu import channels
@@ -29,6 +29,7 @@ from minires.kernels.cpu.simd import (
     streams,
     where_positive,
 )
+from minires.kernels.cpu.team import parallel
 from minires.kernels.layout import from_rows, rows
 from minires.kernels.threads import num_threads
 
@@ -54,110 +55,103 @@ def _add_block(a, b, sums, c, part, L):
         sums[1, c + i] += part[L + i]
 
 
-@njit(cache=True, parallel=True)
-def _moments(x, R, C, shift, workers, L):
-    """Per channel: sum of x - shift, and of its square, in float64."""
-    sums = np.zeros((workers, 2, C))
-    for worker in prange(workers):
-        begin, end = worker * R // workers, (worker + 1) * R // workers
-        part = np.empty(2 * L, x.dtype)
-        for block in range(begin, end, BLOCK):
-            stop = min(block + BLOCK, end)
-            for c in range(0, C, L):
-                s, a, b = load(shift, c), fill(x, 0.0), fill(x, 0.0)
-                for r in range(block, stop):
-                    d = load(x, r * C + c) - s
-                    a = a + d
-                    b = fmuladd(d, d, b)
-                _add_block(a, b, sums[worker], c, part, L)
-    return sums.sum(axis=0)
+@parallel
+def _moments(worker, x, R, C, shift, sums, workers, L):
+    """Per channel: sum of x - shift, and of its square, added to sums[worker], in float64."""
+    begin, end = worker * R // workers, (worker + 1) * R // workers
+    part = np.empty(2 * L, x.dtype)
+    for block in range(begin, end, BLOCK):
+        stop = min(block + BLOCK, end)
+        for c in range(0, C, L):
+            s, a, b = load(shift, c), fill(x, 0.0), fill(x, 0.0)
+            for r in range(block, stop):
+                d = load(x, r * C + c) - s
+                a = a + d
+                b = fmuladd(d, d, b)
+            _add_block(a, b, sums[worker], c, part, L)
 
 
-@njit(cache=True, parallel=True)
-def _normalise(x, R, C, mean, scale, beta, relu, y, past, workers, L):
+@parallel
+def _normalise(worker, x, R, C, mean, scale, beta, relu, y, past, workers, L):
     """y = (x - mean) * scale + beta, and its positive part if `relu`."""
-    for worker in prange(workers):
-        for r in range(worker * R // workers, (worker + 1) * R // workers):
-            for c in range(0, C, L):
-                d = load(x, r * C + c) - load(mean, c)
-                value = fmuladd(d, load(scale, c), load(beta, c))
-                _put(y, r * C + c, positive(value) if relu else value, past)
+    for r in range(worker * R // workers, (worker + 1) * R // workers):
+        for c in range(0, C, L):
+            d = load(x, r * C + c) - load(mean, c)
+            value = fmuladd(d, load(scale, c), load(beta, c))
+            _put(y, r * C + c, positive(value) if relu else value, past)
 
 
-@njit(cache=True, parallel=True)
-def _normalise_add(x, shortcut, R, C, mean, scale, beta, relu, y, past, workers, L):
+@parallel
+def _normalise_add(worker, x, shortcut, R, C, mean, scale, beta, relu, y, past, workers, L):
     """y = (x - mean) * scale + beta + shortcut, and its positive part if `relu`."""
-    for worker in prange(workers):
-        for r in range(worker * R // workers, (worker + 1) * R // workers):
-            for c in range(0, C, L):
-                at = r * C + c
-                d = load(x, at) - load(mean, c)
-                value = fmuladd(d, load(scale, c), load(beta, c))
-                value = value + load(shortcut, at)
-                _put(y, at, positive(value) if relu else value, past)
+    for r in range(worker * R // workers, (worker + 1) * R // workers):
+        for c in range(0, C, L):
+            at = r * C + c
+            d = load(x, at) - load(mean, c)
+            value = fmuladd(d, load(scale, c), load(beta, c))
+            value = value + load(shortcut, at)
+            _put(y, at, positive(value) if relu else value, past)
 
 
-@njit(cache=True, parallel=True)
-def _gradient_sums(gy, x, R, C, mean, scale, beta, relu, workers, L):
-    """Per channel: sum of gy, and of gy * (x - mean), in float64.
+@parallel
+def _gradient_sums(worker, gy, x, R, C, mean, scale, beta, relu, sums, workers, L):
+    """Per channel: sum of gy, and of gy * (x - mean), added to sums[worker], in float64.
 
     With `relu`, of gy where the output was positive: the output is computed again, by the same
     operations as in `_normalise`, because reading it would cost more.
     """
-    sums = np.zeros((workers, 2, C))
-    for worker in prange(workers):
-        begin, end = worker * R // workers, (worker + 1) * R // workers
-        part = np.empty(2 * L, x.dtype)
-        for block in range(begin, end, BLOCK):
-            stop = min(block + BLOCK, end)
-            for c in range(0, C, L):
-                m, s, o = load(mean, c), load(scale, c), load(beta, c)
-                a, b = fill(x, 0.0), fill(x, 0.0)
-                for r in range(block, stop):
-                    g, d = load(gy, r * C + c), load(x, r * C + c) - m
-                    if relu:
-                        g = where_positive(fmuladd(d, s, o), g)
-                    a = a + g
-                    b = fmuladd(g, d, b)
-                _add_block(a, b, sums[worker], c, part, L)
-    return sums.sum(axis=0)
+    begin, end = worker * R // workers, (worker + 1) * R // workers
+    part = np.empty(2 * L, x.dtype)
+    for block in range(begin, end, BLOCK):
+        stop = min(block + BLOCK, end)
+        for c in range(0, C, L):
+            m, s, o = load(mean, c), load(scale, c), load(beta, c)
+            a, b = fill(x, 0.0), fill(x, 0.0)
+            for r in range(block, stop):
+                g, d = load(gy, r * C + c), load(x, r * C + c) - m
+                if relu:
+                    g = where_positive(fmuladd(d, s, o), g)
+                a = a + g
+                b = fmuladd(g, d, b)
+            _add_block(a, b, sums[worker], c, part, L)
 
 
-@njit(cache=True, parallel=True)
-def _gradient_sums_add(gy, x, y, R, C, mean, gr, past, workers, L):
+@parallel
+def _gradient_sums_add(worker, gy, x, y, R, C, mean, gr, past, sums, workers, L):
     """The same sums of gr = gy where y > 0, which is written: the shortcut's gradient."""
-    sums = np.zeros((workers, 2, C))
-    for worker in prange(workers):
-        begin, end = worker * R // workers, (worker + 1) * R // workers
-        part = np.empty(2 * L, x.dtype)
-        for block in range(begin, end, BLOCK):
-            stop = min(block + BLOCK, end)
-            for c in range(0, C, L):
-                m, a, b = load(mean, c), fill(x, 0.0), fill(x, 0.0)
-                for r in range(block, stop):
-                    at = r * C + c
-                    g = where_positive(load(y, at), load(gy, at))
-                    _put(gr, at, g, past)
-                    a = a + g
-                    b = fmuladd(g, load(x, at) - m, b)
-                _add_block(a, b, sums[worker], c, part, L)
-    return sums.sum(axis=0)
+    begin, end = worker * R // workers, (worker + 1) * R // workers
+    part = np.empty(2 * L, x.dtype)
+    for block in range(begin, end, BLOCK):
+        stop = min(block + BLOCK, end)
+        for c in range(0, C, L):
+            m, a, b = load(mean, c), fill(x, 0.0), fill(x, 0.0)
+            for r in range(block, stop):
+                at = r * C + c
+                g = where_positive(load(y, at), load(gy, at))
+                _put(gr, at, g, past)
+                a = a + g
+                b = fmuladd(g, load(x, at) - m, b)
+            _add_block(a, b, sums[worker], c, part, L)
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def _input_gradient(
-    gy, x, R, C, mean, scale, beta, gy_scale, along, offset, relu, gx, past, workers, L
+    worker, gy, x, R, C, mean, scale, beta, gy_scale, along, offset, relu, gx, past, workers, L
 ):  # fmt: skip
     """gx = gy_scale * gy - along * (x - mean) - offset; gy where the output > 0 if `relu`."""
-    for worker in prange(workers):
-        for r in range(worker * R // workers, (worker + 1) * R // workers):
-            for c in range(0, C, L):
-                at = r * C + c
-                g, d = load(gy, at), load(x, at) - load(mean, c)
-                if relu:
-                    g = where_positive(fmuladd(d, load(scale, c), load(beta, c)), g)
-                g = g * load(gy_scale, c) - load(offset, c)
-                _put(gx, at, g - d * load(along, c), past)
+    for r in range(worker * R // workers, (worker + 1) * R // workers):
+        for c in range(0, C, L):
+            at = r * C + c
+            g, d = load(gy, at), load(x, at) - load(mean, c)
+            if relu:
+                g = where_positive(fmuladd(d, load(scale, c), load(beta, c)), g)
+            g = g * load(gy_scale, c) - load(offset, c)
+            _put(gx, at, g - d * load(along, c), past)
+
+
+def _no_sums(C: int) -> Any:
+    """Zeros for the two sums of each worker and channel."""
+    return np.zeros((num_threads(), 2, C))
 
 
 def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -165,7 +159,9 @@ def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
     flat = rows(x)
     R, C = flat.shape
     shift = flat[:16].mean(axis=0)
-    total, square = _moments(flat.reshape(-1), R, C, shift, num_threads(), lanes(x.dtype)) / R
+    sums = _no_sums(C)
+    _moments(flat.reshape(-1), R, C, shift, sums, len(sums), lanes(x.dtype))
+    total, square = sums.sum(axis=0) / R
     var = np.maximum(square - total * total, 0.0)
     inv_std = (1.0 / np.sqrt(var + eps)).astype(x.dtype)
     return (shift + total).astype(x.dtype), var.astype(x.dtype), inv_std
@@ -211,11 +207,12 @@ def _grad(
     gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool
 ) -> tuple[Any, Any, Any]:
     dy, flat, mean = rows(gy), rows(x), np.ascontiguousarray(mean)
-    sums = _gradient_sums(
+    sums = _no_sums(x.shape[1])
+    _gradient_sums(
         dy.reshape(-1), flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
-        num_threads(), lanes(x.dtype),
+        sums, len(sums), lanes(x.dtype),
     )  # fmt: skip
-    gx = memory.empty_like(flat)
+    gx, sums = memory.empty_like(flat), sums.sum(axis=0)
     gx, ggamma, gbeta = _gradients(dy, flat, sums, gamma, beta, mean, inv_std, relu, gx)
     return from_rows(gx, x.shape), ggamma, gbeta
 
@@ -282,13 +279,13 @@ def batch_norm_add_relu_grad(
 ) -> tuple[Any, Any, Any, Any]:
     """Mask, shortcut gradient and both sums in one pass, the input gradient in another."""
     flat, mean = rows(x), np.ascontiguousarray(mean)
-    gr = memory.empty_like(flat)
-    sums = _gradient_sums_add(
+    gr, sums = memory.empty_like(flat), _no_sums(x.shape[1])
+    _gradient_sums_add(
         rows(gy).reshape(-1), flat.reshape(-1), rows(y).reshape(-1), *flat.shape, mean,
-        gr.reshape(-1), streams(gr), num_threads(), lanes(x.dtype),
+        gr.reshape(-1), streams(gr), sums, len(sums), lanes(x.dtype),
     )  # fmt: skip
     gx, ggamma, gbeta = _gradients(
-        gr, flat, sums, gamma, None, mean, inv_std, False, memory.empty_like(flat)
+        gr, flat, sums.sum(axis=0), gamma, None, mean, inv_std, False, memory.empty_like(flat)
     )
     return from_rows(gx, x.shape), from_rows(gr, x.shape), ggamma, gbeta
 

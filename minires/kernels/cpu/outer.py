@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import (
@@ -33,6 +33,7 @@ from minires.kernels.cpu.copying import (
 )
 from minires.kernels.cpu.product import product, product_address, product_to_memory
 from minires.kernels.cpu.simd import fmuladd, lanes, load, positive, store
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.weights import taps_last
 from minires.kernels.fusing import Before
@@ -136,25 +137,24 @@ def _sum_range(
         )  # fmt: skip
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def _sum_outer(
-    address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, step, near, dense,
-    workers, work, L,
+    worker, address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, step, near,
+    dense, workers, work, L,
 ):  # fmt: skip
     """dw[part, o*row + k]; `row` is K in whole vectors. Either parts or ranges are one."""
     parts, items, vectors = len(dw), k_ranges * o_ranges, row // L
     jobs = parts * items
-    for worker in prange(workers):
-        for job in range(worker * jobs // workers, (worker + 1) * jobs // workers):
-            part, item = job // items, job % items
-            k, o = item // o_ranges, item % o_ranges
-            _sum_range(
-                address, x, before, gy, dw[part],
-                part * pixels // parts, (part + 1) * pixels // parts, O, K, sizes,
-                k * vectors // k_ranges * L, (k + 1) * vectors // k_ranges * L,
-                o * O // o_ranges, (o + 1) * O // o_ranges, row, step, near, dense,
-                work[worker], L,
-            )  # fmt: skip
+    for job in range(worker * jobs // workers, (worker + 1) * jobs // workers):
+        part, item = job // items, job % items
+        k, o = item // o_ranges, item % o_ranges
+        _sum_range(
+            address, x, before, gy, dw[part],
+            part * pixels // parts, (part + 1) * pixels // parts, O, K, sizes,
+            k * vectors // k_ranges * L, (k + 1) * vectors // k_ranges * L,
+            o * O // o_ranges, (o + 1) * O // o_ranges, row, step, near, dense,
+            work[worker], L,
+        )  # fmt: skip
 
 
 @njit(cache=True)

@@ -16,12 +16,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import clear_run, copy_band
 from minires.kernels.cpu.product import panel_width, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH
 from minires.kernels.cpu.weights import packed_transposed
 from minires.kernels.geometry import ConvGeometry
@@ -32,9 +32,9 @@ BAND = 1 << 17  # bytes of gy that are copied at a time: they stay in the second
 LARGE = 1 << 18  # elements: weights beyond the second-level cache, and slow to sort by phase
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def _grad_input(
-    address, gy, weight, starts, gx, mode, N, C, sizes, panel, wide, rows, workers, work, L
+    worker, address, gy, weight, starts, gx, mode, N, C, sizes, panel, wide, rows, workers, work, L
 ):  # fmt: skip
     H, W, O, KH, KW, sh, sw, ph, pw, OH, OW = sizes
     reach_h, reach_w = (KH - 1) // sh, (KW - 1) // sw
@@ -42,37 +42,36 @@ def _grad_input(
     row = (reach_w + OW + right) * O
     blocks = (H + rows - 1) // rows
     share = OW * O // (sh * sw)
-    for worker in prange(workers):
-        band = work[worker]
-        for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
-            n, first = item // blocks, item % blocks * rows
-            end = min(first + rows, H)
-            top = (first + ph) // sh - reach_h
-            height = (end - 1 + ph) // sh + 1 - top
-            copy_band(gy, n, top, height, OH, OW * O, reach_w * O, right * O, band, L)
-            ask = (n * OH + max(min(top + height, OH), 0)) * OW * O
-            for h in range(first, end):
-                u = (h + ph) % sh
-                down = (KH - u + sh - 1) // sh
-                i = (h + ph) // sh + 1 - down - top
-                for v in range(sw):
-                    w = (v - pw) % sw
-                    across, count = (KW - v + sw - 1) // sw, (W - w + sw - 1) // sw
-                    to = ((n * H + h) * W + w) * C
-                    if count <= 0:
-                        continue
-                    if down <= 0 or across <= 0:
-                        for t in range(count if mode == FRESH else 0):
-                            clear_run(gx, to + t * sw * C, C, L)
-                        continue
-                    j = (w + pw) // sw + reach_w + 1 - across
-                    run = across * O
-                    product_to_memory(
-                        address, band, i * row + j * O, O, 1, count,
-                        weight, starts[u * sw + v], panel, down * run * panel, panel, wide, C,
-                        gx, to, sw * C, run, mode, down, row, run * panel, gy, ask, share,
-                    )  # fmt: skip
-                    ask += share
+    band = work[worker]
+    for item in range(worker * N * blocks // workers, (worker + 1) * N * blocks // workers):
+        n, first = item // blocks, item % blocks * rows
+        end = min(first + rows, H)
+        top = (first + ph) // sh - reach_h
+        height = (end - 1 + ph) // sh + 1 - top
+        copy_band(gy, n, top, height, OH, OW * O, reach_w * O, right * O, band, L)
+        ask = (n * OH + max(min(top + height, OH), 0)) * OW * O
+        for h in range(first, end):
+            u = (h + ph) % sh
+            down = (KH - u + sh - 1) // sh
+            i = (h + ph) // sh + 1 - down - top
+            for v in range(sw):
+                w = (v - pw) % sw
+                across, count = (KW - v + sw - 1) // sw, (W - w + sw - 1) // sw
+                to = ((n * H + h) * W + w) * C
+                if count <= 0:
+                    continue
+                if down <= 0 or across <= 0:
+                    for t in range(count if mode == FRESH else 0):
+                        clear_run(gx, to + t * sw * C, C, L)
+                    continue
+                j = (w + pw) // sw + reach_w + 1 - across
+                run = across * O
+                product_to_memory(
+                    address, band, i * row + j * O, O, 1, count,
+                    weight, starts[u * sw + v], panel, down * run * panel, panel, wide, C,
+                    gx, to, sw * C, run, mode, down, row, run * panel, gy, ask, share,
+                )  # fmt: skip
+                ask += share
 
 
 def _by_phase(weight: Any, g: ConvGeometry, panel: int) -> tuple[Any, Any]:

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import clear_run
 from minires.kernels.cpu.simd import element_pointer, fill, lanes, load, store
+from minires.kernels.cpu.team import parallel
 from minires.kernels.geometry import PoolGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -104,56 +105,54 @@ def _largest(x, at, row, step, u0, u1, v0, v1, KW, y, places, to):
     y[to], places[to] = best, place
 
 
-@njit(cache=True, parallel=True)
-def _max_pool(x, sizes, y, places, workers, L):
+@parallel
+def _max_pool(worker, x, sizes, y, places, workers, L):
     N, C, H, W, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
     row, step, whole = dh * W * C, dw * C, C - C % L
-    for worker in prange(workers):
-        for line in range(worker * N * OH // workers, (worker + 1) * N * OH // workers):
-            n, top = line // OH, line % OH * sh - ph
-            u0, u1 = _inside(top, dh, KH, H)
-            for j in range(OW):
-                left, to = j * sw - pw, (line * OW + j) * C
-                v0, v1 = _inside(left, dw, KW, W)
-                at = ((n * H + top) * W + left) * C
-                for c in range(0, whole, L):
-                    best, place = fill(x, -np.inf), fill(x, u0 * KW + v0)
-                    for u in range(u0, u1):
-                        for v in range(v0, v1):
-                            value = load(x, at + c + u * row + v * step)
-                            place = _if_larger(value, best, fill(x, u * KW + v), place)
-                            best = _if_larger(value, best, value, best)
-                    store(y, to + c, best)
-                    _store_integers(places, to + c, place)
-                for c in range(whole, C):
-                    _largest(x, at + c, row, step, u0, u1, v0, v1, KW, y, places, to + c)
+    for line in range(worker * N * OH // workers, (worker + 1) * N * OH // workers):
+        n, top = line // OH, line % OH * sh - ph
+        u0, u1 = _inside(top, dh, KH, H)
+        for j in range(OW):
+            left, to = j * sw - pw, (line * OW + j) * C
+            v0, v1 = _inside(left, dw, KW, W)
+            at = ((n * H + top) * W + left) * C
+            for c in range(0, whole, L):
+                best, place = fill(x, -np.inf), fill(x, u0 * KW + v0)
+                for u in range(u0, u1):
+                    for v in range(v0, v1):
+                        value = load(x, at + c + u * row + v * step)
+                        place = _if_larger(value, best, fill(x, u * KW + v), place)
+                        best = _if_larger(value, best, value, best)
+                store(y, to + c, best)
+                _store_integers(places, to + c, place)
+            for c in range(whole, C):
+                _largest(x, at + c, row, step, u0, u1, v0, v1, KW, y, places, to + c)
 
 
-@njit(cache=True, parallel=True)
-def _max_pool_grad(gy, places, sizes, gx, workers, L):
+@parallel
+def _max_pool_grad(worker, gy, places, sizes, gx, workers, L):
     N, C, H, W, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
     step, whole = dw * C, C - C % L
-    for worker in prange(workers):
-        for line in range(worker * N * H // workers, (worker + 1) * N * H // workers):
-            n, h = line // H, line % H
-            clear_run(gx, line * W * C, W * C, L)
-            for u in range(KH):
-                top = h + ph - u * dh
-                i = top // sh
-                if top % sh != 0 or not 0 <= i < OH:
-                    continue
-                for j in range(OW - 1, -1, -1):
-                    left, at = j * sw - pw, ((n * OH + i) * OW + j) * C
-                    v0, v1 = _inside(left, dw, KW, W)
-                    for c in range(0, whole, L):
-                        g, to = load(gy, at + c), (line * W + left) * C + c
-                        for v in range(v0, v1):
-                            chosen = _where_equal(places, at + c, np.int32(u * KW + v), g)
-                            store(gx, to + v * step, load(gx, to + v * step) + chosen)
-                    for c in range(whole, C):
-                        v = places[at + c] - u * KW
-                        if v0 <= v < v1:
-                            gx[(line * W + left) * C + c + v * step] += gy[at + c]
+    for line in range(worker * N * H // workers, (worker + 1) * N * H // workers):
+        n, h = line // H, line % H
+        clear_run(gx, line * W * C, W * C, L)
+        for u in range(KH):
+            top = h + ph - u * dh
+            i = top // sh
+            if top % sh != 0 or not 0 <= i < OH:
+                continue
+            for j in range(OW - 1, -1, -1):
+                left, at = j * sw - pw, ((n * OH + i) * OW + j) * C
+                v0, v1 = _inside(left, dw, KW, W)
+                for c in range(0, whole, L):
+                    g, to = load(gy, at + c), (line * W + left) * C + c
+                    for v in range(v0, v1):
+                        chosen = _where_equal(places, at + c, np.int32(u * KW + v), g)
+                        store(gx, to + v * step, load(gx, to + v * step) + chosen)
+                for c in range(whole, C):
+                    v = places[at + c] - u * KW
+                    if v0 <= v < v1:
+                        gx[(line * W + left) * C + c + v * step] += gy[at + c]
 
 
 def _sizes(g: PoolGeometry) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu.finishing import check_before, finish_of, finish_rows, merged_moments
@@ -30,6 +30,7 @@ from minires.kernels.cpu.stem_tiles import (
     store_tiles,
     transform_rows,
 )
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import tile_product
 from minires.kernels.fusing import After, Before
 from minires.kernels.geometry import ConvGeometry
@@ -57,86 +58,86 @@ def _ask_for(y, at, share, L):
         prefetch(y, i)
 
 
-@njit(cache=True, parallel=True)
-def _convolve(x, u, y, finish, counts, shape, out, pad, plan, depths, work):
+@parallel
+def _convolve(
+    worker, x, u, y, finish, counts, shape, out, pad, plan, depths, workers, work
+):  # fmt: skip
     """Each worker takes its runs of tiles through all three steps; counts: of its pixels."""
     (H, W, C), (OH, OW, O) = shape, out
     rows, cols, parts, near, length, panel, panels, v, v_step, m, m_step, patch, L = plan
-    workers, channels, line = len(work), panels * panel, OW * O
+    channels, line = panels * panel, OW * O
     runs = x.size // (H * W * C) * rows * parts
-    for worker in prange(workers):
-        k, mine, kept, sums = constants(x), work[worker], finish.kept[worker], finish.sums[worker]
-        start, stop = np.intp(worker * runs // workers), np.intp((worker + 1) * runs // workers)
-        for run in range(start, stop):
-            n, row, first, end = _place(run, rows, parts, cols)
-            if first == 0 or run == start:
-                transform_rows(x, shape, pad, n, 8 * row - pad[0], mine, length, L, k)
-            load_tiles(mine, length, C, first, end - first, v, v_step, near, L, k)
-            corner = ((n * OH + 4 * row) * OW + 4 * first) * O
-            high, wide = min(4, OH - 4 * row), min(4 * end, OW) - 4 * first
-            share = wide * O // (12 * panels) + 1
-            for o in range(0, O, channels):
-                for e in range(ELEMENTS):
-                    ask = corner + e // 12 * line + e % 12 * panels * share
-                    for p in range(panels):
-                        if o == 0:
-                            _ask_for(y, ask + p * share, share, L)
-                        a, c = v + e * v_step, m + e * m_step + p * panel
-                        b = (e * O + o + p * panel) * 4 * C
-                        for _ in range(first, end, ROWS):
-                            tile_product(
-                                4, 2, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
-                                depths[e], False,
-                            )  # fmt: skip
-                            a, c = a + ROWS * 4 * C, c + ROWS * channels
-                store_tiles(
-                    mine, m, m_step, y, corner + o, line, O, high, wide, channels, patch, L, k
-                )  # fmt: skip
-            for i in range(high):
-                finish_rows(
-                    y, corner + i * line, wide, O, finish.shift, finish.shortcut, finish.rectify,
-                    kept, sums, run == start and i == 0, L,
-                )  # fmt: skip
-            counts[worker] += high * wide
+    k, mine, kept, sums = constants(x), work[worker], finish.kept[worker], finish.sums[worker]
+    start, stop = np.intp(worker * runs // workers), np.intp((worker + 1) * runs // workers)
+    for run in range(start, stop):
+        n, row, first, end = _place(run, rows, parts, cols)
+        if first == 0 or run == start:
+            transform_rows(x, shape, pad, n, 8 * row - pad[0], mine, length, L, k)
+        load_tiles(mine, length, C, first, end - first, v, v_step, near, L, k)
+        corner = ((n * OH + 4 * row) * OW + 4 * first) * O
+        high, wide = min(4, OH - 4 * row), min(4 * end, OW) - 4 * first
+        share = wide * O // (12 * panels) + 1
+        for o in range(0, O, channels):
+            for e in range(ELEMENTS):
+                ask = corner + e // 12 * line + e % 12 * panels * share
+                for p in range(panels):
+                    if o == 0:
+                        _ask_for(y, ask + p * share, share, L)
+                    a, c = v + e * v_step, m + e * m_step + p * panel
+                    b = (e * O + o + p * panel) * 4 * C
+                    for _ in range(first, end, ROWS):
+                        tile_product(
+                            4, 2, mine, a, 4 * C, 1, u, b, panel, mine, c, channels,
+                            depths[e], False,
+                        )  # fmt: skip
+                        a, c = a + ROWS * 4 * C, c + ROWS * channels
+            store_tiles(
+                mine, m, m_step, y, corner + o, line, O, high, wide, channels, patch, L, k
+            )  # fmt: skip
+        for i in range(high):
+            finish_rows(
+                y, corner + i * line, wide, O, finish.shift, finish.shortcut, finish.rectify,
+                kept, sums, run == start and i == 0, L,
+            )  # fmt: skip
+        counts[worker] += high * wide
 
 
-@njit(cache=True, parallel=True)
-def _weight_gradient(x, gy, du, shape, out, pad, plan, depths, work):
+@parallel
+def _weight_gradient(worker, x, gy, du, shape, out, pad, plan, depths, workers, work):
     """Each worker sums the products of its own tiles into its part of du."""
     (H, W, C), (OH, OW, O) = shape, out
     rows, cols, parts, near, length, panel, panels, v, v_step, w, w_step, patch, L = plan
-    workers, channels, line = len(work), panels * panel, OW * O
+    channels, line = panels * panel, OW * O
     runs, depth = x.size // (H * W * C) * rows * parts, du.shape[1] // (ELEMENTS * O)
-    for worker in prange(workers):
-        k, mine, sums = constants(x), work[worker], du[worker]
-        start, stop = np.intp(worker * runs // workers), np.intp((worker + 1) * runs // workers)
-        for run in range(start, stop):
-            n, row, first, end = _place(run, rows, parts, cols)
-            if first == 0 or run == start:
-                transform_rows(x, shape, pad, n, 8 * row - pad[0], mine, length, L, k)
-            load_tiles(mine, length, C, first, end - first, v, v_step, near, L, k)
-            corner = ((n * OH + 4 * row) * OW + 4 * first) * O
-            high, wide = min(4, OH - 4 * row), min(4 * end, OW) - 4 * first
-            share = wide * O // (12 * panels) + 1
-            n, row, first_next, _ = _place(run + 1, rows, parts, cols)
-            following = ((n * OH + 4 * row) * OW + 4 * first_next) * O
-            for o in range(0, O, channels):
-                load_gradient_tiles(
-                    gy, corner + o, line, O, high, wide, channels, mine, w, w_step, patch, L, k
-                )  # fmt: skip
-                for e in range(ELEMENTS):
-                    ask = following + e // 12 * line + e % 12 * panels * share
-                    for p in range(panels):
-                        if o == 0:
-                            _ask_for(gy, ask + p * share, share, L)
-                        a, b = v + e * v_step, w + e * w_step + p * panel
-                        c, add = (e * O + o + p * panel) * depth, run > start
-                        for _ in range(0, depths[e], CHANNELS):
-                            tile_product(
-                                6, 2, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
-                                end - first, add,
-                            )  # fmt: skip
-                            a, c = a + CHANNELS, c + CHANNELS * panel
+    k, mine, sums = constants(x), work[worker], du[worker]
+    start, stop = np.intp(worker * runs // workers), np.intp((worker + 1) * runs // workers)
+    for run in range(start, stop):
+        n, row, first, end = _place(run, rows, parts, cols)
+        if first == 0 or run == start:
+            transform_rows(x, shape, pad, n, 8 * row - pad[0], mine, length, L, k)
+        load_tiles(mine, length, C, first, end - first, v, v_step, near, L, k)
+        corner = ((n * OH + 4 * row) * OW + 4 * first) * O
+        high, wide = min(4, OH - 4 * row), min(4 * end, OW) - 4 * first
+        share = wide * O // (12 * panels) + 1
+        n, row, first_next, _ = _place(run + 1, rows, parts, cols)
+        following = ((n * OH + 4 * row) * OW + 4 * first_next) * O
+        for o in range(0, O, channels):
+            load_gradient_tiles(
+                gy, corner + o, line, O, high, wide, channels, mine, w, w_step, patch, L, k
+            )  # fmt: skip
+            for e in range(ELEMENTS):
+                ask = following + e // 12 * line + e % 12 * panels * share
+                for p in range(panels):
+                    if o == 0:
+                        _ask_for(gy, ask + p * share, share, L)
+                    a, b = v + e * v_step, w + e * w_step + p * panel
+                    c, add = (e * O + o + p * panel) * depth, run > start
+                    for _ in range(0, depths[e], CHANNELS):
+                        tile_product(
+                            6, 2, mine, a, 1, 4 * C, mine, b, channels, sums, c, panel,
+                            end - first, add,
+                        )  # fmt: skip
+                        a, c = a + CHANNELS, c + CHANNELS * panel
 
 
 class Plan(NamedTuple):
@@ -250,7 +251,7 @@ def conv2d_fused(
     y, counts = memory.empty((g.N, *g.out, g.O), x.dtype), np.zeros(len(work), np.intp)
     _convolve(
         x.reshape(-1), _transformed(weight, plan.panel), y.reshape(-1), finish, counts,
-        (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), work,
+        (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), len(work), work,
     )  # fmt: skip
     return (to_nchw(y), *merged_moments(finish, counts)) if moments else to_nchw(y)
 
@@ -263,6 +264,6 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     du = memory.empty((len(work), ELEMENTS * depth * g.O), x.dtype)
     _weight_gradient(
         x.reshape(-1), gy.reshape(-1), du,
-        (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), work,
+        (g.H, g.W, g.C), (*g.out, g.O), g.padding, plan, _depths(g), len(work), work,
     )  # fmt: skip
     return _back(du, g, plan.panel)

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit, prange
-
 from minires.kernels.cpu.simd import fill, fmuladd, lanes, load, store
+from minires.kernels.cpu.team import parallel
 from minires.kernels.threads import num_threads, use_own_threads
 
 
-@njit(cache=True, parallel=True)
-def _sgd(p, g, v, lr, momentum, fresh, decay, nesterov, workers, L):
-    for worker in prange(workers):
-        vectors = p.size // L
-        begin, end = worker * vectors // workers * L, (worker + 1) * vectors // workers * L
-        m, f, w, step = fill(p, momentum), fill(p, fresh), fill(p, decay), fill(p, -lr)
-        for i in range(begin, end, L):
-            at = load(p, i)
-            d = fmuladd(w, at, load(g, i))
-            moved = fmuladd(m, load(v, i), f * d)
-            store(v, i, moved)
-            store(p, i, fmuladd(step, fmuladd(m, moved, d) if nesterov else moved, at))
-        for i in range(end, p.size if worker == workers - 1 else end):
-            d = g[i] + decay * p[i]
-            v[i] = momentum * v[i] + fresh * d
-            p[i] -= lr * (d + momentum * v[i] if nesterov else v[i])
+@parallel
+def _sgd(worker, p, g, v, lr, momentum, fresh, decay, nesterov, workers, L):
+    vectors = p.size // L
+    begin, end = worker * vectors // workers * L, (worker + 1) * vectors // workers * L
+    m, f, w, step = fill(p, momentum), fill(p, fresh), fill(p, decay), fill(p, -lr)
+    for i in range(begin, end, L):
+        at = load(p, i)
+        d = fmuladd(w, at, load(g, i))
+        moved = fmuladd(m, load(v, i), f * d)
+        store(v, i, moved)
+        store(p, i, fmuladd(step, fmuladd(m, moved, d) if nesterov else moved, at))
+    for i in range(end, p.size if worker == workers - 1 else end):
+        d = g[i] + decay * p[i]
+        v[i] = momentum * v[i] + fresh * d
+        p[i] -= lr * (d + momentum * v[i] if nesterov else v[i])
 
 
 def can_update(*arrays: Any) -> bool:

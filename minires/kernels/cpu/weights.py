@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import AHEAD, clear_run, copy_run, prefetch_run
 from minires.kernels.cpu.simd import lanes, transpose
+from minires.kernels.cpu.team import parallel
+from minires.kernels.threads import num_threads
 
 PANELS = 4  # filled side by side: long runs to read, and few places to write to
 SMALL = 1 << 17  # elements: waking a thread takes longer than packing them
@@ -47,17 +49,10 @@ def _pack_columns(weight, O, C, taps, panel, out, o, square, L):
             out[to + j] = 0
 
 
-@njit(cache=True)
-def _pack(weight, O, C, taps, panel, out, L):
-    square = np.empty(L * L, weight.dtype)
-    for o in range(0, (O + panel - 1) // panel * panel, L):
-        _pack_columns(weight, O, C, taps, panel, out, o, square, L)
-
-
-@njit(cache=True, parallel=True)
-def _pack_parallel(weight, O, C, taps, panel, out, L):
-    for block in prange((O + panel - 1) // panel * panel // L):
-        square = np.empty(L * L, weight.dtype)
+@parallel
+def _pack(worker, weight, O, C, taps, panel, out, workers, L):
+    square, blocks = np.empty(L * L, weight.dtype), (O + panel - 1) // panel * panel // L
+    for block in range(worker * blocks // workers, (worker + 1) * blocks // workers):
         _pack_columns(weight, O, C, taps, panel, out, block * L, square, L)
 
 
@@ -102,37 +97,37 @@ def _pack_runs(weight, O, C, panel, out, c, end, L):
             copy_run(weight, o * C + k, out, to, min(panel, end - k), L)
 
 
-@njit(cache=True, parallel=True)
-def _pack_transposed(weight, O, C, taps, panel, out, L):
+@parallel
+def _pack_transposed(worker, weight, O, C, taps, panel, out, workers, L):
     size = PANELS * panel if taps == 1 else L
     step = L if C % L == 0 else 1  # a run of channels must not straddle two panels
-    for block in prange((C + size - 1) // size):
+    square, blocks = np.empty(L * L, weight.dtype), (C + size - 1) // size
+    for block in range(worker * blocks // workers, (worker + 1) * blocks // workers):
         c0, c1 = block * size, min(block * size + size, C)
         if taps == 1:
             _pack_runs(weight, O, C, panel, out, c0, c1, L)
         else:
-            square = np.empty(L * L, weight.dtype)
             for c in range(c0, c1, step):
                 _pack_rows(weight, O, C, taps, panel, out, c, step, square, L)
-    _clear_rest(O, C * taps, panel, out, L)
+    if worker == 0:
+        _clear_rest(O, C * taps, panel, out, L)
 
 
-@njit(cache=True, parallel=True)
-def _unpack_sum(sums, O, C, taps, weight):
-    workers = sums.shape[0]
-    for c in prange(C):
+@parallel
+def _unpack_sum(worker, sums, O, C, taps, weight, workers):
+    for c in range(worker * C // workers, (worker + 1) * C // workers):
         for tap in range(taps):
             at = (tap * C + c) * O
             for o in range(O):
                 total = sums[0, at + o]
-                for worker in range(1, workers):
-                    total += sums[worker, at + o]
+                for part in range(1, len(sums)):
+                    total += sums[part, at + o]
                 weight[(o * C + c) * taps + tap] = total
 
 
-@njit(cache=True, parallel=True)
-def _taps_last(parts, row, O, C, taps, weight):
-    for o in prange(O):
+@parallel
+def _taps_last(worker, parts, row, O, C, taps, weight, workers):
+    for o in range(worker * O // workers, (worker + 1) * O // workers):
         at, to = o * row, o * C * taps
         for tap in range(taps):
             for c in range(C):
@@ -147,8 +142,8 @@ def packed(weight: Any, panel: int) -> Any:
     O, C, KH, KW = weight.shape
     out = memory.empty(-(-O // panel) * panel * C * KH * KW, weight.dtype)
     flat = np.ascontiguousarray(weight).reshape(-1)
-    pack = _pack if weight.size < SMALL else _pack_parallel
-    pack(flat, O, C, KH * KW, panel, out, lanes(weight.dtype))
+    workers = num_threads() if weight.size >= SMALL else 1
+    _pack(flat, O, C, KH * KW, panel, out, workers, lanes(weight.dtype))
     return out
 
 
@@ -157,7 +152,7 @@ def packed_transposed(weight: Any, panel: int) -> Any:
     O, C, KH, KW = weight.shape
     out = memory.empty(-(-C * KH * KW // panel) * panel * O, weight.dtype)
     flat = np.ascontiguousarray(weight).reshape(-1)
-    _pack_transposed(flat, O, C, KH * KW, panel, out, lanes(weight.dtype))
+    _pack_transposed(flat, O, C, KH * KW, panel, out, num_threads(), lanes(weight.dtype))
     return out
 
 
@@ -167,7 +162,7 @@ def taps_last(parts: Any, row: int, shape: tuple[int, int, int, int]) -> Any:
     if len(parts) == 1 and row == C and KH * KW == 1:
         return parts.reshape(shape)
     weight = memory.empty(shape, parts.dtype)
-    _taps_last(parts, row, O, C, KH * KW, weight.reshape(-1))
+    _taps_last(parts, row, O, C, KH * KW, weight.reshape(-1), num_threads())
     return weight
 
 
@@ -175,5 +170,5 @@ def unpacked_sum(sums: Any, shape: tuple[int, int, int, int]) -> Any:
     """Per-worker gradients of W, (workers, K*O), added up in order: (O, C, KH, KW)."""
     O, C, KH, KW = shape
     weight = memory.empty(shape, sums.dtype)
-    _unpack_sum(sums, O, C, KH * KW, weight.reshape(-1))
+    _unpack_sum(sums, O, C, KH * KW, weight.reshape(-1), num_threads())
     return weight

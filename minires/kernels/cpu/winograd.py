@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu import winograd_blocked
@@ -25,6 +24,7 @@ from minires.kernels.cpu.finishing import (
     part_of,
 )
 from minires.kernels.cpu.simd import lanes, streams
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.winograd_moments import pixels_before
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, ask_for, multiply
 from minires.kernels.cpu.winograd_tiles import (
@@ -53,10 +53,10 @@ PAST = 1 << 22  # bytes from which on what is finished is written past the cache
 SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than a shared one
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def _convolve(
-    x, before, weight, columns, swap, u, own, y, past, finish, shape, out, tiles, pad, batch,
-    workers, work, L, wide,
+    worker, x, before, weight, columns, swap, u, own, y, past, finish, shape, out, tiles, pad,
+    batch, workers, work, L, wide,
 ):  # fmt: skip
     """Each worker takes `batch` tiles at a time through all three steps.
 
@@ -72,45 +72,44 @@ def _convolve(
     x_tile, y_tile = x.size // total, y.size // total  # numbers per tile: where tiles lie, roughly
     x_share, y_share = batch * x_tile // ELEMENTS + 1, batch * y_tile // ELEMENTS + 1
     ahead = 0 if batch % tiles[1] == 0 else tiles[1]  # a row of tiles needs four rows of pixels
-    for worker in prange(workers):
-        k = constants(x)
-        u_at = 0
-        if own:
-            u_at = worker * size
-            transform_panels(weight, columns, swap, C, O, 2 * L if wide else L, 0, 1, u, u_at, L)
-        v = work[worker, : ELEMENTS * v_step]
-        m = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + m_step)]
-        patch = work[worker, ELEMENTS * (v_step + m_step) :]
-        part = part_of(finish, worker)
-        start = worker * batches // workers
-        for b in range(start, (worker + 1) * batches // workers):
-            first = b * batch
-            count = min(batch, total - first)
-            load_tiles(
-                x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
+    k = constants(x)
+    u_at = 0
+    if own:
+        u_at = worker * size
+        transform_panels(weight, columns, swap, C, O, 2 * L if wide else L, 0, 1, u, u_at, L)
+    v = work[worker, : ELEMENTS * v_step]
+    m = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + m_step)]
+    patch = work[worker, ELEMENTS * (v_step + m_step) :]
+    part = part_of(finish, worker)
+    start = worker * batches // workers
+    for b in range(start, (worker + 1) * batches // workers):
+        first = b * batch
+        count = min(batch, total - first)
+        load_tiles(
+            x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
+        )  # fmt: skip
+        for e in range(ELEMENTS):
+            ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
+            ask = (first + ahead) * y_tile + e * y_share
+            if not past:
+                ask_for(y, ask, y_share, L)
+            if part.shortcut.size > 0:
+                ask_for(part.shortcut, ask, y_share, L)
+            if part.x.size > 0:
+                ask_for(part.x, ask, y_share, L)
+            if part.output.size > 0:
+                ask_for(part.output, ask, y_share, L)
+            multiply(
+                v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
             )  # fmt: skip
-            for e in range(ELEMENTS):
-                ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
-                ask = (first + ahead) * y_tile + e * y_share
-                if not past:
-                    ask_for(y, ask, y_share, L)
-                if part.shortcut.size > 0:
-                    ask_for(part.shortcut, ask, y_share, L)
-                if part.x.size > 0:
-                    ask_for(part.x, ask, y_share, L)
-                if part.output.size > 0:
-                    ask_for(part.output, ask, y_share, L)
-                multiply(
-                    v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
-                )  # fmt: skip
-            store_tiles(
-                m, m_step, out, tiles, first, count, 0, O, y, past, b == start, part, patch, L, k
-            )  # fmt: skip
+        store_tiles(
+            m, m_step, out, tiles, first, count, 0, O, y, past, b == start, part, patch, L, k
+        )  # fmt: skip
 
 
-@njit(cache=True, parallel=True)
+@parallel
 def _weight_gradient(
-    x, before, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide
+    worker, x, before, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide
 ):  # fmt: skip
     """Each worker sums the products of its own tiles into its part of du."""
     C, O = shape[2], out[2]
@@ -121,26 +120,25 @@ def _weight_gradient(
     x_share, y_share = batch * x_tile // ELEMENTS + 1, batch * y_tile // ELEMENTS + 1
     ahead = batch + (0 if batch % tiles[1] == 0 else tiles[1])
     size = ELEMENTS * C * O
-    for worker in prange(workers):
-        k = constants(x)
-        v = work[worker, : ELEMENTS * v_step]
-        w = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + w_step)]
-        patch = work[worker, ELEMENTS * (v_step + w_step) :]
-        mine = du[worker * size : (worker + 1) * size]
-        start = worker * batches // workers
-        for b in range(start, (worker + 1) * batches // workers):
-            first = b * batch
-            count = min(batch, total - first)
-            load_tiles(
-                x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
+    k = constants(x)
+    v = work[worker, : ELEMENTS * v_step]
+    w = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + w_step)]
+    patch = work[worker, ELEMENTS * (v_step + w_step) :]
+    mine = du[worker * size : (worker + 1) * size]
+    start = worker * batches // workers
+    for b in range(start, (worker + 1) * batches // workers):
+        first = b * batch
+        count = min(batch, total - first)
+        load_tiles(
+            x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
+        )  # fmt: skip
+        load_gradient_tiles(gy, out, tiles, first, count, 0, O, w, 0, w_step, patch, L, k)
+        for e in range(ELEMENTS):
+            ask_for(x, (first + ahead) * x_tile + e * x_share, x_share, L)
+            ask_for(gy, (first + ahead) * y_tile + e * y_share, y_share, L)
+            accumulate(
+                w, e * w_step, O, v, e * v_step, C, mine, e * C * O, count, L, wide, b > start
             )  # fmt: skip
-            load_gradient_tiles(gy, out, tiles, first, count, 0, O, w, 0, w_step, patch, L, k)
-            for e in range(ELEMENTS):
-                ask_for(x, (first + ahead) * x_tile + e * x_share, x_share, L)
-                ask_for(gy, (first + ahead) * y_tile + e * y_share, y_share, L)
-                accumulate(
-                    w, e * w_step, O, v, e * v_step, C, mine, e * C * O, count, L, wide, b > start
-                )  # fmt: skip
 
 
 def _batch(total: int, workers: int, C: int, O: int) -> int:

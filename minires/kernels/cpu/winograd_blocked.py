@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from minires.kernels import memory
 from minires.kernels.cpu.finishing import Finish, part_of
 from minires.kernels.cpu.simd import lanes
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, multiply
 from minires.kernels.cpu.winograd_tiles import (
     constants,
@@ -34,93 +34,89 @@ from minires.kernels.cpu.winograd_weights import GROUP, inverse_block, transform
 BLOCK = 64  # channels
 
 
-@njit(cache=True, parallel=True)
+@parallel
+def _load(worker, x, before, shape, tiles, pad, block, v, workers, work, L):
+    """V of all tiles: each worker's, of all channels."""
+    C, k = shape[2], constants(x)
+    total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
+    first, last = worker * total // workers, (worker + 1) * total // workers
+    for c in range(0, C, block):
+        channels = min(block, C - c)
+        at = c // block * ELEMENTS * total * block + first * channels
+        load_tiles(
+            x, before, shape, tiles, pad, first, last - first, c, channels, v, at, total * block,
+            work[worker], L, k,
+        )  # fmt: skip
+
+
+@parallel
+def _load_gradient(worker, gy, out, tiles, block, w, workers, work, L):
+    """The same of the gradient's tiles."""
+    O, k = out[2], constants(gy)
+    total = gy.size // (out[0] * out[1] * O) * tiles[0] * tiles[1]
+    first, last = worker * total // workers, (worker + 1) * total // workers
+    for o in range(0, O, block):
+        channels = min(block, O - o)
+        at = o // block * ELEMENTS * total * block + first * channels
+        load_gradient_tiles(
+            gy, out, tiles, first, last - first, o, channels, w, at, total * block, work[worker],
+            L, k,
+        )  # fmt: skip
+
+
+@parallel
 def _convolve(
-    x, before, weight, columns, swap, y, finish, shape, out, tiles, pad, block, panel, chunks,
-    workers, v, work, L, wide,
+    worker, v, total, C, weight, columns, swap, y, finish, out, tiles, block, panel, chunks,
+    workers, work, L, wide,
 ):  # fmt: skip
-    C, O = shape[2], out[2]
-    total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
+    """y from V: each worker's panels of output channels, of one chunk of the tiles at a time."""
     v_step, most = total * block, (total + chunks - 1) // chunks + ROWS
-    u_step, m_step = block * panel, most * panel
-    for worker in prange(workers):
-        k, patch = constants(x), work[worker]
-        first, last = worker * total // workers, (worker + 1) * total // workers
+    u_step, m_step, units = block * panel, most * panel, out[2] // panel * chunks
+    k = constants(y)
+    u = work[worker, : ELEMENTS * u_step]
+    m = work[worker, ELEMENTS * u_step : ELEMENTS * (u_step + m_step)]
+    rest = work[worker, ELEMENTS * (u_step + m_step) :]
+    for unit in range(worker * units // workers, (worker + 1) * units // workers):
+        o, chunk = unit // chunks * panel, unit % chunks
+        first, last = chunk * total // chunks, (chunk + 1) * total // chunks
         for c in range(0, C, block):
             channels = min(block, C - c)
-            at = c // block * ELEMENTS * v_step + first * channels
-            load_tiles(
-                x, before, shape, tiles, pad, first, last - first, c, channels, v, at, v_step,
-                patch, L, k,
+            transform_block(
+                weight, columns, swap, o, panel, c, channels, u, 0, u_step, rest, L
             )  # fmt: skip
-    units = O // panel * chunks
-    for worker in prange(workers):
-        k = constants(x)
-        u = work[worker, : ELEMENTS * u_step]
-        m = work[worker, ELEMENTS * u_step : ELEMENTS * (u_step + m_step)]
-        rest = work[worker, ELEMENTS * (u_step + m_step) :]
-        for unit in range(worker * units // workers, (worker + 1) * units // workers):
-            o, chunk = unit // chunks * panel, unit % chunks
-            first, last = chunk * total // chunks, (chunk + 1) * total // chunks
-            for c in range(0, C, block):
-                channels = min(block, C - c)
-                transform_block(
-                    weight, columns, swap, o, panel, c, channels, u, 0, u_step, rest, L
-                )  # fmt: skip
-                for e in range(ELEMENTS):
-                    at = (c // block * ELEMENTS + e) * v_step + first * channels
-                    multiply(
-                        v, at, channels, u, e * u_step, m, e * m_step, panel, last - first, L,
-                        wide, c > 0,
-                    )  # fmt: skip
-            store_tiles(
-                m, m_step, out, tiles, first, last - first, o, panel, y, False, True,
-                part_of(finish, chunk), rest, L, k,
-            )  # fmt: skip
-
-
-@njit(cache=True, parallel=True)
-def _weight_gradient(
-    x, before, gy, weight, shape, out, tiles, pad, block, workers, v, w, work, L, wide
-):  # fmt: skip
-    C, O = shape[2], out[2]
-    total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
-    step = total * block
-    for worker in prange(workers):
-        k, patch = constants(x), work[worker]
-        first, last = worker * total // workers, (worker + 1) * total // workers
-        count = last - first
-        for c in range(0, C, block):
-            channels = min(block, C - c)
-            at = c // block * ELEMENTS * step + first * channels
-            load_tiles(
-                x, before, shape, tiles, pad, first, count, c, channels, v, at, step, patch, L, k
-            )  # fmt: skip
-        for o in range(0, O, block):
-            channels = min(block, O - o)
-            at = o // block * ELEMENTS * step + first * channels
-            load_gradient_tiles(
-                gy, out, tiles, first, count, o, channels, w, at, step, patch, L, k
-            )  # fmt: skip
-    across = (C + block - 1) // block
-    units = (O + block - 1) // block * across
-    for worker in prange(workers):
-        du = work[worker, : ELEMENTS * block * block]
-        buffer = work[worker, ELEMENTS * block * block :]
-        for unit in range(worker * units // workers, (worker + 1) * units // workers):
-            row, col = unit // across, unit % across
-            outputs, inputs = min(block, O - row * block), min(block, C - col * block)
-            du_step = outputs * inputs
             for e in range(ELEMENTS):
-                accumulate(
-                    w, (row * ELEMENTS + e) * step, outputs, v, (col * ELEMENTS + e) * step,
-                    inputs, du, e * du_step, total, L, wide, False,
+                at = (c // block * ELEMENTS + e) * v_step + first * channels
+                multiply(
+                    v, at, channels, u, e * u_step, m, e * m_step, panel, last - first, L,
+                    wide, c > 0,
                 )  # fmt: skip
-            for o in range(outputs):
-                to = ((row * block + o) * C + col * block) * 9
-                inverse_block(
-                    du, o * inputs, du_step, 0, 1, inputs, weight, to, buffer, L
-                )  # fmt: skip
+        store_tiles(
+            m, m_step, out, tiles, first, last - first, o, panel, y, False, True,
+            part_of(finish, chunk), rest, L, k,
+        )  # fmt: skip
+
+
+@parallel
+def _weight_gradient(worker, v, w, total, weight, C, O, block, workers, work, L, wide):
+    """dg from V and W: each worker's blocks of dU, summed over all tiles."""
+    step, across = total * block, (C + block - 1) // block
+    units = (O + block - 1) // block * across
+    du = work[worker, : ELEMENTS * block * block]
+    buffer = work[worker, ELEMENTS * block * block :]
+    for unit in range(worker * units // workers, (worker + 1) * units // workers):
+        row, col = unit // across, unit % across
+        outputs, inputs = min(block, O - row * block), min(block, C - col * block)
+        du_step = outputs * inputs
+        for e in range(ELEMENTS):
+            accumulate(
+                w, (row * ELEMENTS + e) * step, outputs, v, (col * ELEMENTS + e) * step,
+                inputs, du, e * du_step, total, L, wide, False,
+            )  # fmt: skip
+        for o in range(outputs):
+            to = ((row * block + o) * C + col * block) * 9
+            inverse_block(
+                du, o * inputs, du_step, 0, 1, inputs, weight, to, buffer, L
+            )  # fmt: skip
 
 
 def _blocks(total: int, channels: int, block: int, dtype: Any) -> Any:
@@ -152,10 +148,11 @@ def convolve(
     room = ELEMENTS * (BLOCK * panel + most * panel + BLOCK) + 27 * GROUP * panel
     work = memory.empty((workers, room), dtype)
     v = _blocks(total, x.shape[3], BLOCK, dtype)
+    _load(x.reshape(-1), before, x.shape[1:], tiles, pad, BLOCK, v, workers, work, L)
     _convolve(
-        x.reshape(-1), before, np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
-        y.reshape(-1), finish, x.shape[1:], y.shape[1:], tiles, pad, BLOCK, panel, chunks,
-        workers, v, work, L, panel > L,
+        v, total, x.shape[3], np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
+        y.reshape(-1), finish, y.shape[1:], tiles, BLOCK, panel, chunks, workers, work, L,
+        panel > L,
     )  # fmt: skip
 
 
@@ -168,7 +165,6 @@ def weight_gradient(
     total = len(x) * tiles[0] * tiles[1]
     work = memory.empty((workers, ELEMENTS * BLOCK * BLOCK + ELEMENTS * BLOCK), dtype)
     v, w = (_blocks(total, channels, BLOCK, dtype) for channels in (C, O))
-    _weight_gradient(
-        x.reshape(-1), before, gy.reshape(-1), gweight.reshape(-1), x.shape[1:], gy.shape[1:],
-        tiles, pad, BLOCK, workers, v, w, work, L, wide,
-    )  # fmt: skip
+    _load(x.reshape(-1), before, x.shape[1:], tiles, pad, BLOCK, v, workers, work, L)
+    _load_gradient(gy.reshape(-1), gy.shape[1:], tiles, BLOCK, w, workers, work, L)
+    _weight_gradient(v, w, total, gweight.reshape(-1), C, O, BLOCK, workers, work, L, wide)

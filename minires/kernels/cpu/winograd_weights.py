@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.kernels.cpu.simd import fill, fmuladd, load, store
+from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.winograd_tiles import G
 
 GROUP = 4  # input channels gathered at a time; channels come in multiples of 16
@@ -98,11 +99,10 @@ def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer,
                 j += L
 
 
-@njit(cache=True, parallel=True)
-def transform_weight(weight, C, swap, inputs, outputs, panel, workers, u, L):
+@parallel
+def transform_weight(worker, weight, C, swap, inputs, outputs, panel, workers, u, L):
     """All of U, in panels of output channels: u[e, o // panel, c, o % panel]."""
-    for worker in prange(workers):
-        transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, 0, L)
+    transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, 0, L)
 
 
 @njit(cache=True)
@@ -174,11 +174,10 @@ def inverse_block(du, at, step, size, parts, channels, weight, to, buffer, L):
             weight[to + c * 9 + tap] = buffer[tap * channels + c]
 
 
-@njit(cache=True, parallel=True)
-def inverse_weight(du, O, C, workers, weight, L):
+@parallel
+def inverse_weight(worker, du, O, C, workers, weight, L):
     """dg = G^T [sum over parts du] G, from du[part, e, o, c] to (O, C, 3, 3)."""
-    for worker in prange(workers):
-        inverse_rows(du, O, C, worker, workers, weight, L)
+    inverse_rows(du, O, C, worker, workers, weight, L)
 
 
 @njit(cache=True)
