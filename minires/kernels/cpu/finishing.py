@@ -92,22 +92,22 @@ def normalise_rows(x, at, rows, C, before, out, to, L):
 def _add_moments(y, at, rows, O, kept, sums, L):
     """Add the rows' sums of d and d^2 to those of a worker.
 
-    Two vectors at a time, so that a sum does not wait for itself; the last one may be alone.
+    Every second row has sums of its own, so that no sum waits for itself.
     """
-    for o in range(0, O, 2 * L):
-        p = min(o + L, O - L)
-        first, second = load(kept, o), load(kept, p)
+    end = at + rows * O
+    for o in range(0, O, L):
+        first = load(kept, o)
         a, b = fill(y, 0.0), fill(y, 0.0)
         a2, b2 = fill(y, 0.0), fill(y, 0.0)
-        for r in range(at, at + rows * O, O):
-            d, d2 = load(y, r + o) - first, load(y, r + p) - second
+        for r in range(at + o, end - O, 2 * O):
+            d, d2 = load(y, r) - first, load(y, r + O) - first
             a, a2 = a + d, a2 + d2
             b, b2 = fmuladd(d, d, b), fmuladd(d2, d2, b2)
-        add_wide(sums[0], o, a)
-        add_wide(sums[1], o, b)
-        if p > o:
-            add_wide(sums[0], p, a2)
-            add_wide(sums[1], p, b2)
+        if rows % 2 == 1:
+            d = load(y, end - O + o) - first
+            a, b = a + d, fmuladd(d, d, b)
+        add_wide(sums[0], o, a + a2)
+        add_wide(sums[1], o, b + b2)
 
 
 @njit(cache=True)
