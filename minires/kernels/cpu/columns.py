@@ -25,8 +25,7 @@ from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu import phases
-from minires.kernels.cpu.copying import add_run, clear_run, copy_windows
-from minires.kernels.cpu.elementwise import add
+from minires.kernels.cpu.copying import add_run, clear_run, copy_run, copy_windows
 from minires.kernels.cpu.finishing import (
     Finish,
     check_before,
@@ -40,7 +39,7 @@ from minires.kernels.cpu.finishing import (
     nothing,
     part_of,
 )
-from minires.kernels.cpu.product import panel_width, product, product_address, product_to_memory
+from minires.kernels.cpu.product import panel_width, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONTO
@@ -116,31 +115,63 @@ def _forward(
 
 
 @njit(cache=True)
+def _spread(columns, row, image, first, count, sizes, gx, fresh, L):
+    """The same for windows of one pixel, which do not meet: they are put where they belong.
+
+    fresh: instead of adding, with zeros between them.
+    """
+    H, W, C, _, _, sh, sw, _, _, _, _, OH, OW = sizes
+    for t in range(count):
+        i, j = (first + t) // OW, (first + t) % OW
+        to = ((image * H + i * sh) * W + j * sw) * C
+        if not fresh:
+            add_run(columns, t * row, gx, to, C, L)
+            continue
+        copy_run(columns, t * row, gx, to, C, L)
+        last = j == OW - 1
+        clear_run(gx, to + C, ((W - j * sw if last else sw) - 1) * C, L)
+        if last:
+            below = H - i * sh if i == OH - 1 else sh
+            clear_run(gx, (image * H + i * sh + 1) * W * C, (below - 1) * W * C, L)
+
+
+@njit(cache=True)
 def _grad_input_images(
-    address, gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, columns, L
+    address, gy, weight, gx, fresh, single, begin, end, P, O, sizes, row, panel, wide,
+    columns, L,
 ):  # fmt: skip
-    """gx of images begin, ..., end - 1; `row` is KH*KW*C rounded up to whole panels."""
-    H, W, C = sizes[0], sizes[1], sizes[2]
+    """gx of images begin, ..., end - 1; `row` is KH*KW*C rounded up to whole panels.
+
+    fresh: instead of adding to what is in gx. single: windows are single pixels without padding.
+    """
+    H, W, C = sizes[:3]
     blocks = (P + PIXELS - 1) // PIXELS
     for n in range(begin, end):
-        clear_run(gx, n * H * W * C, H * W * C, L)
+        if fresh and not single:
+            clear_run(gx, n * H * W * C, H * W * C, L)
         for block in range(blocks):
             first = block * P // blocks
             count = (block + 1) * P // blocks - first
-            product(
-                address, gy, (n * P + first) * O, O, 1, count, weight, 0, panel, O * panel,
-                panel, wide, row, columns, 0, row, O,
+            at = (n * P + first) * O
+            product_to_memory(
+                address, gy, at, O, 1, count, weight, 0, panel, O * panel, panel, wide, row,
+                columns, 0, row, O, FRESH, 1, 0, 0, gy, at + count * O, count * O,
             )  # fmt: skip
-            _col2im(columns, row, n, first, count, sizes, gx, L)
+            if single:
+                _spread(columns, row, n, first, count, sizes, gx, fresh, L)
+            else:
+                _col2im(columns, row, n, first, count, sizes, gx, L)
 
 
 @parallel
 def _grad_input(
-    worker, address, gy, weight, gx, N, P, O, sizes, row, panel, wide, workers, work, L
+    worker, address, gy, weight, gx, fresh, single, N, P, O, sizes, row, panel, wide, workers,
+    work, L,
 ):  # fmt: skip
     begin, end = worker * N // workers, (worker + 1) * N // workers
     _grad_input_images(
-        address, gy, weight, gx, begin, end, P, O, sizes, row, panel, wide, work[worker], L
+        address, gy, weight, gx, fresh, single, begin, end, P, O, sizes, row, panel, wide,
+        work[worker], L,
     )  # fmt: skip
 
 
@@ -200,10 +231,20 @@ def _transposed(
 def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """Gradient columns of a few pixels at a time, added back where they came from."""
     gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
+    return _input_gradient(gy, weight, g, gx, FRESH)
+
+
+def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
+    """The same, added to `total`, whose memory it takes."""
+    return _input_gradient(gy, weight, g, to_nhwc(total), ONTO)
+
+
+def _input_gradient(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> Any:
+    """gx, (N, H, W, C) in memory, is written or added to; mode: FRESH or ONTO."""
     if _plain(g):
-        return _transposed(gy, weight, g, gx, FRESH)
+        return _transposed(gy, weight, g, gx, mode)
     if phases.fits(g, lanes(gy.dtype)):
-        return phases.grad_input(gy, weight, g, gx, FRESH)
+        return phases.grad_input(gy, weight, g, gx, mode)
     gy, L = to_nhwc(gy), lanes(gy.dtype)
     P, K = g.out[0] * g.out[1], g.kernel[0] * g.kernel[1] * g.C
     panel, workers = panel_width(K, L), num_threads()
@@ -211,19 +252,11 @@ def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     row = -(-K // panel) * panel
     work = memory.empty((workers, PIXELS * row), gy.dtype)
     _grad_input(
-        product_address(gy.dtype), gy.reshape(-1), weight, gx.reshape(-1), g.N, P, g.O,
-        g.window_sizes, row, panel, panel > L, workers, work, L,
+        product_address(gy.dtype), gy.reshape(-1), weight, gx.reshape(-1), mode == FRESH,
+        g.pointwise, g.N, P, g.O, g.window_sizes, row, panel, panel > L, workers,
+        work, L,
     )  # fmt: skip
     return to_nchw(gx)
-
-
-def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The same, added to `total`; in its memory where no columns are added up."""
-    if _plain(g):
-        return _transposed(gy, weight, g, to_nhwc(total), ONTO)
-    if phases.fits(g, lanes(gy.dtype)):
-        return phases.grad_input(gy, weight, g, to_nhwc(total), ONTO)
-    return add(total, conv2d_grad_input(gy, weight, g))
 
 
 def conv2d_grad_input_fused(
