@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from minires.kernels import memory
 from minires.kernels.cpu.copying import clear_run
-from minires.kernels.cpu.simd import element_pointer, fill, lanes, load, store
+from minires.kernels.cpu.simd import element_pointer, fill, lanes, load, prefetch, store
 from minires.kernels.cpu.team import parallel
 from minires.kernels.geometry import PoolGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
@@ -144,6 +144,9 @@ def _max_pool_grad(worker, gy, places, sizes, gx, workers, L):
             for j in range(OW - 1, -1, -1):
                 left, at = j * sw - pw, ((n * OH + i) * OW + j) * C
                 v0, v1 = _inside(left, dw, KW, W)
+                for c in range(0, whole, L):
+                    prefetch(gy, at + OW * C + c)  # the row below
+                    prefetch(places, at + OW * C + c)
                 for c in range(0, whole, L):
                     g, to = load(gy, at + c), (line * W + left) * C + c
                     for v in range(v0, v1):
