@@ -207,8 +207,7 @@ class Tensor(Placed):
             parts.append("requires_grad=True")
         return ", ".join(parts) + ")"
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = object.__hash__  # by identity: `==` compares elements
 
     # -- gradients ---------------------------------------------------------------------------
 
