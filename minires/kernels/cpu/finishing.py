@@ -197,9 +197,10 @@ def merged_moments(finish: Finish, counts: Any) -> tuple[Any, Any]:
 
     Raises ValueError if there are none.
     """
-    if not sum(counts):
+    counts = np.asarray(counts, np.int64)
+    if not counts.any():
         raise ValueError("conv2d: no pixels, so they have no mean; the batch is empty")
-    return channels.merged(finish.kept, finish.sums, np.asarray(counts, np.int64))
+    return channels.merged(finish.kept, finish.sums, counts)
 
 
 def check_before(before: Before | None, possible: bool) -> None:
