@@ -10,8 +10,9 @@ they are not fetched: the queue of requests is short, and what finds it full is 
 A large dW is divided instead: each worker owns ranges of k and o and sums over all pixels. So no dW
 is streamed through the cache. `PIXELS` pixels at a time are copied out, ranges of rows of gy and of
 columns, with a row length that is no power of two: rows that lie 4 KB apart compete for the same
-few places of the caches. What is multiplied stays in cache: two vectors of columns of `PIXELS` rows
-in the first level, the rows of gy and the range of dW in the second.
+few places of the caches. For the same reason the sums have rows of such a length, and are put into
+dW when they are done. What is multiplied stays in cache: two vectors of columns of `PIXELS` rows in
+the first level, the rows of gy and the sums of a range in the second.
 
 What a batch norm and a ReLU would make of x can be made of it as it is copied to columns.
 """
@@ -90,7 +91,7 @@ def _sum_range(
 
     k0 and k1 are whole vectors; where K is less than k1, what is written beyond it is arbitrary.
     step: pixels at a time, at most. near: gy is read where it lies, all of its rows, and x, too,
-    if it is dense (its pixels are the windows) and not normalised.
+    if it is dense (its pixels are the windows) and not normalised; and dw holds the sums.
     """
     panel, M, there = 2 * L, o1 - o0, min(k1, K)
     wide, tall = _odd(k1 - k0, L), _odd(M, L)
@@ -100,6 +101,7 @@ def _sum_range(
     some = pairs
     if dense:
         some = min(max(pairs // panel * M // (M + k1 - k0) * panel, panel), pairs)
+    c, c_at, c_row = (dw, to, row) if near else (work, step * (wide + tall), wide)
     blocks = (end - begin + step - 1) // step
     for block in range(blocks):
         first = begin + block * (end - begin) // blocks
@@ -119,22 +121,27 @@ def _sum_range(
         else:
             a, a_at, a_row = work, step * wide, tall
             copy_rows(gy, first * O + o0, O, work, a_at, tall, count, M, L)
-        gy_run, gy_runs = (coming * O, 1) if near else (M, coming)
+        source, ask, ask_row = gy, after * O + o0, O
+        run, runs = (coming * O, 1) if near else (M, coming)
+        if coming == 0 and not near:  # dw, where the sums will be put
+            source, ask, ask_row, run, runs = dw, to, row, k1 - k0, M
         x_run, x_runs = (coming * K, 1) if near else (k1 - k0, coming)
         product_to_memory(
             address, a, a_at, 1, a_row, M, b, b_at, b_row, panel, panel, True, some,
-            dw, to, row, count, mode, 1, 0, 0,
-            gy, after * O + o0, gy_run if some > 0 else 0, O, gy_runs,
+            c, c_at, c_row, count, mode, 1, 0, 0,
+            source, ask, run if some > 0 else 0, ask_row, runs,
         )  # fmt: skip
         product_to_memory(
             address, a, a_at, 1, a_row, M, b, b_at + some, b_row, panel, panel, True,
-            pairs - some, dw, to + some, row, count, mode, 1, 0, 0,
+            pairs - some, c, c_at + some, c_row, count, mode, 1, 0, 0,
             x, after * K + k0, x_run if pairs > some else 0, K, x_runs,
         )  # fmt: skip
         product(
             address, a, a_at, 1, a_row, M, b, b_at + pairs, b_row, L, L, False, k1 - k0 - pairs,
-            dw, to + pairs, row, count, mode,
+            c, c_at + pairs, c_row, count, mode,
         )  # fmt: skip
+    if not near:
+        copy_rows(work, c_at, wide, dw, to, row, M, k1 - k0, L)
 
 
 @parallel
@@ -189,9 +196,10 @@ def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry)
     if near and dense:
         k_ranges = 1
     step = 2 * PIXELS if near and g.O <= 2 * PIXELS else PIXELS
-    longest = _odd(-(-vectors // k_ranges) * L, L) + _odd(-(-g.O // o_ranges), L)
+    wide, tall = _odd(-(-vectors // k_ranges) * L, L), _odd(-(-g.O // o_ranges), L)
+    room = step * (wide + tall) + (0 if near else tall * wide)
     dw = memory.empty((parts, g.O * vectors * L), x.dtype)
-    work = memory.empty((workers, step * longest), x.dtype)
+    work = memory.empty((workers, room), x.dtype)
     _sum_outer(
         product_address(x.dtype), x.reshape(-1), before, gy.reshape(-1), dw, pixels, g.O, K,
         g.window_sizes, k_ranges, o_ranges, vectors * L, step, near, dense, workers, work, L,
