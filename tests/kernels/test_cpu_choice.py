@@ -34,4 +34,4 @@ def test_the_papers_nets_run_on_compiled_kernels(model: str, batch: int, name: s
     for layer in conv_layers(model, batch):
         if layer.needs_grad_input or name != "conv2d_grad_input":
             chosen = operation(name).select("cpu", layer.geometry).name
-            assert chosen in ("winograd", "winograd-stem", "columns", "outer", "direct")
+            assert chosen.startswith("winograd") or chosen in ("columns", "outer", "direct")

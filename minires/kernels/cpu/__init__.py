@@ -83,6 +83,17 @@ def _stem(g: ConvGeometry) -> bool:
     )
 
 
+def _strided(g: ConvGeometry) -> bool:
+    """3x3, stride 2, one group, channels in multiples of 16."""
+    return (
+        g.kernel == (3, 3)
+        and g.stride == (2, 2)
+        and g.dilation == (1, 1)
+        and g.groups == 1
+        and g.C % VECTOR == g.O % VECTOR == 0
+    )
+
+
 def _large(g: ConvGeometry) -> bool:
     """Large enough that compiling pays: a layer of ResNet-20 at batch 8 is, 8x8 digits are not."""
     return g.multiply_adds >= 16_000_000
@@ -96,6 +107,11 @@ def _short_rows(g: ConvGeometry) -> bool:
 def _very_short_rows(g: ConvGeometry) -> bool:
     """One of at most three vectors."""
     return _short_rows(g) and g.C * g.kernel[1] <= 3 * VECTOR
+
+
+def _many_channels(g: ConvGeometry) -> bool:
+    """64 at least: with fewer, transforms cost what the products save."""
+    return _large(g) and min(g.C, g.O) >= 64
 
 
 def _rows(shape: tuple[int, ...]) -> bool:
@@ -171,6 +187,19 @@ _add(
     "conv2d", "winograd-stem", "stem", _stem, _large, _summary, fuses={AFTER: None, MOMENTS: None}
 )
 _add("conv2d_grad_weight", "winograd-stem", "stem", _stem, _large, _summary)
+_summary = "Winograd F(4x4, 2x2) of the phases."
+_add(
+    "conv2d", "winograd-strided", "strided", _strided, _many_channels, _summary,
+    fuses=dict.fromkeys((BEFORE, AFTER, MOMENTS)),
+)  # fmt: skip
+_add(
+    "conv2d_grad_input", "winograd-strided", "strided", _strided, _many_channels, _summary,
+    adds=True,
+)  # fmt: skip
+_add(
+    "conv2d_grad_weight", "winograd-strided", "strided_gradient", _strided, _many_channels,
+    _summary, fuses={BEFORE: None},
+)  # fmt: skip
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
     _norm = "simd", "norm", _rows, _many, "Two passes over memory."
     _add(f"{_name}_train", *_norm, fuses={MOMENTS: None})

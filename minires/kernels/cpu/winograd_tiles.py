@@ -258,7 +258,7 @@ def _gradient_tile(gy, at, row, O, channels, out, to, step, L, k):
 
 
 @njit(cache=True, forceinline=True)
-def _copy_window(x, n, H, W, C, top, left, size, begin, channels, patch, L):
+def copy_window(x, n, H, W, C, top, left, size, begin, channels, patch, L):
     """A size x size window of image n into `patch`, with zeros where it leaves the image."""
     to = 0
     for i in range(size):
@@ -274,22 +274,22 @@ def _copy_window(x, n, H, W, C, top, left, size, begin, channels, patch, L):
 
 
 @njit(cache=True)
-def _activate_window(x, n, H, W, C, top, left, begin, channels, before, patch, L):
-    """The 6x6 window of relu((x - mean) * scale + shift), with zeros where it leaves the image."""
-    i0, i1, j0, j1 = max(0, -top), min(6, H - top), max(0, -left), min(6, W - left)
-    inside = i1 - i0 + j1 - j0 == 12
+def activate_window(x, n, H, W, C, top, left, size, begin, channels, before, patch, L):
+    """A window of relu((x - mean) * scale + shift), with zeros where it leaves the image."""
+    i0, i1, j0, j1 = max(0, -top), min(size, H - top), max(0, -left), min(size, W - left)
+    inside = i1 - i0 + j1 - j0 == 2 * size
     corner, zero, c = ((n * H + top) * W + left) * C + begin, fill(x, 0.0), 0
     while c < channels:
         at = begin + c
         mean, scale, shift = load(before, at), load(before, C + at), load(before, 2 * C + at)
         if not inside:
-            for pixel in range(36):
+            for pixel in range(size * size):
                 store(patch, pixel * channels + c, zero)
         for i in range(i0, i1):
             for j in range(j0, j1):
                 d = load(x, corner + (i * W + j) * C + c) - mean
                 value = positive(fmuladd(d, scale, shift))
-                store(patch, (i * 6 + j) * channels + c, value)
+                store(patch, (i * size + j) * channels + c, value)
         c += L
 
 
@@ -332,9 +332,9 @@ def load_tiles(
             _input_tile(x, corner, W * C, C, channels, v, to, step, L, k)
         else:
             if before.size == 0:
-                _copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
+                copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
             else:
-                _activate_window(x, n, H, W, C, top, left, begin, channels, before, patch, L)
+                activate_window(x, n, H, W, C, top, left, 6, begin, channels, before, patch, L)
             _input_tile(patch, 0, 6 * channels, channels, channels, v, to, step, L, k)
         n, row, col = _next_place(n, row, col, rows, cols)
 
@@ -351,7 +351,7 @@ def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, 
             corner = ((n * OH + top) * OW + left) * O + begin
             _gradient_tile(gy, corner, OW * O, O, channels, w, to, step, L, k)
         else:
-            _copy_window(gy, n, OH, OW, O, top, left, 4, begin, channels, patch, L)
+            copy_window(gy, n, OH, OW, O, top, left, 4, begin, channels, patch, L)
             _gradient_tile(patch, 0, 4 * channels, channels, channels, w, to, step, L, k)
         n, row, col = _next_place(n, row, col, rows, cols)
 

@@ -64,6 +64,21 @@ def _transform_line(x, at, step, y, to, y_step, k):
     store(y, to + 5 * y_step, x2)
 
 
+@njit(cache=True, forceinline=True)
+def gather_taps(weight, C, swap, o, panel, c, buffer):
+    """buffer[(i*9 + tap)*panel + j] for output channel o + j and GROUP input channels c + i."""
+    for j in range(panel):
+        for i in range(GROUP):
+            if swap:
+                taps = ((c + i) * C + o + j) * 9
+                for e in range(9):
+                    buffer[(i * 9 + 8 - e) * panel + j] = weight[taps + e]
+            else:
+                taps = ((o + j) * C + c + i) * 9
+                for e in range(9):
+                    buffer[(i * 9 + e) * panel + j] = weight[taps + e]
+
+
 @njit(cache=True)
 def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer, L):
     """U of output channels o, ..., o + panel - 1 and input channels c, ..., c + channels - 1.
@@ -74,16 +89,7 @@ def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer,
     k = _factors(weight)
     half = 9 * GROUP * panel
     for group in range(0, channels, GROUP):
-        for j in range(panel):
-            for i in range(GROUP):
-                if swap:
-                    taps = ((c + group + i) * C + o + j) * 9
-                    for e in range(9):
-                        buffer[(i * 9 + 8 - e) * panel + j] = weight[taps + e]
-                else:
-                    taps = ((o + j) * C + c + group + i) * 9
-                    for e in range(9):
-                        buffer[(i * 9 + e) * panel + j] = weight[taps + e]
+        gather_taps(weight, C, swap, o, panel, c + group, buffer)
         for i in range(GROUP):
             j = 0
             while j < panel:
@@ -118,7 +124,15 @@ def transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u
 
 
 @njit(cache=True, forceinline=True)
-def _total(du, at, size, parts):
+def scatter_taps(buffer, channels, weight, to):
+    """weight[to + c*9 + tap] = buffer[tap*channels + c]."""
+    for c in range(channels):
+        for tap in range(9):
+            weight[to + c * 9 + tap] = buffer[tap * channels + c]
+
+
+@njit(cache=True, forceinline=True)
+def total_of(du, at, size, parts):
     """The sum of the vectors at, at + size, ...: one per part."""
     total = load(du, at)
     for part in range(1, parts):
@@ -151,9 +165,9 @@ def inverse_block(du, at, step, size, parts, channels, weight, to, buffer, L):
         for j in range(6):
             p, row = at + j * step + c, 6 * step
             line = _adjoint_line(
-                _total(du, p, size, parts), _total(du, p + row, size, parts),
-                _total(du, p + 2 * row, size, parts), _total(du, p + 3 * row, size, parts),
-                _total(du, p + 4 * row, size, parts), _total(du, p + 5 * row, size, parts), k,
+                total_of(du, p, size, parts), total_of(du, p + row, size, parts),
+                total_of(du, p + 2 * row, size, parts), total_of(du, p + 3 * row, size, parts),
+                total_of(du, p + 4 * row, size, parts), total_of(du, p + 5 * row, size, parts), k,
             )  # fmt: skip
             store(buffer, half + j * channels + c, line[0])
             store(buffer, half + (6 + j) * channels + c, line[1])
@@ -169,9 +183,7 @@ def inverse_block(du, at, step, size, parts, channels, weight, to, buffer, L):
             store(buffer, (i * 3 + 1) * channels + c, line[1])
             store(buffer, (i * 3 + 2) * channels + c, line[2])
         c += L
-    for c in range(channels):
-        for tap in range(9):
-            weight[to + c * 9 + tap] = buffer[tap * channels + c]
+    scatter_taps(buffer, channels, weight, to)
 
 
 @parallel
