@@ -50,6 +50,7 @@ COLUMN_CASES = (
     (3, 32, 9, 11, 80, 1, 1, 0),
     (2, 64, 7, 6, 16, 1, 2, 0),
     (2, 16, 6, 5, 32, 3, 2, 1),
+    (2, 176, 5, 6, 176, 3, 2, 1),  # too large for phases: columns are added up
 )
 
 
@@ -67,7 +68,7 @@ def test_columns_add_the_bits_of_two_passes(
     expected = total + columns.conv2d_grad_input(gy, weight, g)
     result = columns.add_conv2d_grad_input(total, gy, weight, g)
     np.testing.assert_array_equal(result, expected)
-    if kernel > 1 or stride == 1:
+    if C < 176:
         assert np.shares_memory(result, total)
 
 

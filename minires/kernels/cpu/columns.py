@@ -26,6 +26,7 @@ from numba import njit
 from minires.kernels import memory
 from minires.kernels.cpu import phases
 from minires.kernels.cpu.copying import add_run, clear_run, copy_run, copy_windows
+from minires.kernels.cpu.elementwise import add
 from minires.kernels.cpu.finishing import (
     Finish,
     check_before,
@@ -142,12 +143,13 @@ def _grad_input_images(
 ):  # fmt: skip
     """gx of images begin, ..., end - 1; `row` is KH*KW*C rounded up to whole panels.
 
-    fresh: instead of adding to what is in gx. single: windows are single pixels without padding.
+    single: windows are single pixels, without padding, and do not meet; then what is in gx is
+    added to unless `fresh`.
     """
     H, W, C = sizes[:3]
     blocks = (P + PIXELS - 1) // PIXELS
     for n in range(begin, end):
-        if fresh and not single:
+        if not single:
             clear_run(gx, n * H * W * C, H * W * C, L)
         for block in range(blocks):
             first = block * P // blocks
@@ -235,12 +237,15 @@ def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
-    """The same, added to `total`, whose memory it takes."""
-    return _input_gradient(gy, weight, g, to_nhwc(total), ONTO)
+    """The same, added to `total`; in its memory where no columns are added up."""
+    if g.pointwise or phases.fits(g, lanes(gy.dtype)):
+        return _input_gradient(gy, weight, g, to_nhwc(total), ONTO)
+    return add(total, conv2d_grad_input(gy, weight, g))
 
 
 def _input_gradient(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> Any:
-    """gx, (N, H, W, C) in memory, is written or added to; mode: FRESH or ONTO."""
+    """gx, (N, H, W, C) in memory, is written or added to; mode: FRESH, or ONTO where windows do not
+    meet: the bits are those of a sum."""
     if _plain(g):
         return _transposed(gy, weight, g, gx, mode)
     if phases.fits(g, lanes(gy.dtype)):
