@@ -117,9 +117,9 @@ def _forward(
 
 @njit(cache=True)
 def _spread(columns, row, image, first, count, sizes, gx, fresh, L):
-    """The same for windows of one pixel, which do not meet: they are put where they belong.
+    """`_col2im` for windows of one pixel: they do not meet, so each is written once.
 
-    fresh: instead of adding, with zeros between them.
+    fresh: put in its place, with zeros between; otherwise added to what is there.
     """
     H, W, C, _, _, sh, sw, _, _, _, _, OH, OW = sizes
     for t in range(count):
