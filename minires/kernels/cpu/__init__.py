@@ -109,9 +109,9 @@ def _very_short_rows(g: ConvGeometry) -> bool:
     return _short_rows(g) and g.C * g.kernel[1] <= 3 * VECTOR
 
 
-def _many_channels(g: ConvGeometry) -> bool:
-    """64 at least: with fewer, transforms cost what the products save."""
-    return _large(g) and min(g.C, g.O) >= 64
+def _twice_as_large(g: ConvGeometry) -> bool:
+    """Below that what each call costs, weights and threads, is what the products save."""
+    return g.multiply_adds >= 32_000_000
 
 
 def _rows(shape: tuple[int, ...]) -> bool:
@@ -189,15 +189,15 @@ _add(
 _add("conv2d_grad_weight", "winograd-stem", "stem", _stem, _large, _summary)
 _summary = "Winograd F(4x4, 2x2) of the phases."
 _add(
-    "conv2d", "winograd-strided", "strided", _strided, _many_channels, _summary,
+    "conv2d", "winograd-strided", "strided", _strided, _twice_as_large, _summary,
     fuses=dict.fromkeys((BEFORE, AFTER, MOMENTS)),
 )  # fmt: skip
 _add(
-    "conv2d_grad_input", "winograd-strided", "strided", _strided, _many_channels, _summary,
+    "conv2d_grad_input", "winograd-strided", "strided", _strided, _twice_as_large, _summary,
     adds=True,
 )  # fmt: skip
 _add(
-    "conv2d_grad_weight", "winograd-strided", "strided_gradient", _strided, _many_channels,
+    "conv2d_grad_weight", "winograd-strided", "strided_gradient", _strided, _twice_as_large,
     _summary, fuses={BEFORE: None},
 )  # fmt: skip
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):

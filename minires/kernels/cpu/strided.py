@@ -54,6 +54,7 @@ from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
 
 BATCH = 6  # tiles that are taken through all steps together
+SMALL = 16 * 32  # channel pairs up to which twice as many tiles make up for what a step costs
 WIDTH = 64  # output channels that are multiplied before they are transformed back
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
 BLOCK = 64  # input channels of a block of U
@@ -204,7 +205,7 @@ def _plan(total: int, C: int, O: int, size: int, L: int) -> tuple[Plan, int]:
         parts = max(min(-(-workers // (O // panel)), total), 1)
         batch = -(-total // parts)
     else:
-        block, batch, parts = C, BATCH, workers
+        block, batch, parts = C, BATCH * 2 if C * O <= SMALL else BATCH, workers
         width = next(w for w in range(max(WIDTH, panel), 0, -panel) if O % w == 0)
         room = steps_of(batch, C, L).size + SPARE * (C + width)
     plan = Plan(total, C * O >= LARGE, parts, batch, block, width, panel, panel > L)
