@@ -23,18 +23,18 @@ into 4 + 3, one of 14 into 4 + 4 + 3 + 3, none with a rest.
 
 In two dimensions every row and column is even or odd, and a 4x4 piece of y is
 
-    y = A^T [ee A + eo] + [A^T oe^T + oo]         ee 5x5, eo 5x4, oe 4x5, oo 4x4 products
+    y = A^T [ee A + eo] + [oe A + oo]         ee 5x5, eo 5x4, oe 4x5, oo 4x4 products
 
 where an odd index, of samples that are taken as they are, has one tap: of the 81 matrices that
-samples are multiplied with only 36 differ. Elements that share one lie together and are one
-product:
+samples are multiplied with only 36 differ. Elements that share one lie together; with T tiles
 
     ee[i, j]   25 of T rows      eo[i, :]   5 of 4T      oe[:, j]   5 of 4T      oo   1 of 16T
 
 The input gradient is of the same kind. Where h + padding is even, gx[h] meets two taps of
 neighbours in gy, where it is odd, one: from 5x5 pixels of gy come 8x8 pixels of gx, phase by phase,
 
-    gx[2k + s] = A^T ee A    gx[2k + s, 2l + 1 - t] = A^T eo    and so on
+    A^T ee A    A^T eo      two taps down, and across two or one
+    oe A        oo          one tap down
 
 with the kernel rotated and its channels swapped. All three transforms have adjoints, hence
 
