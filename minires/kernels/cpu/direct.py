@@ -58,10 +58,10 @@ def _forward(
                 KH * run * panel, panel, wide, O, y, to, O, run,
                 FRESH, KH, row, run * panel, x, following + i * sh * W * C, sh * W * C,
             )  # fmt: skip
-            finish_rows(
-                y, to, OW, O, finish.shift, finish.shortcut, finish.rectify, kept, sums,
-                item == begin and i == 0, L,
-            )  # fmt: skip
+        finish_rows(  # once per band: the call costs as much as a row of few channels
+            y, (n * OH + first) * OW * O, count * OW, O, finish.shift, finish.shortcut,
+            finish.rectify, kept, sums, item == begin, L,
+        )  # fmt: skip
 
 
 @parallel
