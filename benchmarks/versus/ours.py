@@ -24,7 +24,7 @@ def training_step(work: Work, model: Any = None) -> Call:
     """One training step: forward, cross-entropy, backward, SGD with momentum and decay."""
     model = net(work.model) if model is None else model
     optimizer = SGD(model.parameters(), **SETTINGS)
-    x, labels = mr.Tensor(work.images()), work.labels()
+    x, labels = mr.tensor(work.images()), work.labels()
 
     def step() -> float:
         model.zero_grad()
@@ -39,7 +39,7 @@ def training_step(work: Work, model: Any = None) -> Call:
 def inference(work: Work, model: Any) -> Call:
     """Answers to a batch, batch norm folded into the convolutions."""
     net = mr.nn.fold_batch_norms(model.eval())
-    x = mr.Tensor(work.images())
+    x = mr.tensor(work.images())
 
     def answer() -> np.ndarray:
         with mr.no_grad():

@@ -203,6 +203,23 @@ _region = cfunc(_int(_int, _int, _int), cache=True, error_model="numpy")(
 binding.add_symbol(_RUN, _region.address)
 
 
+def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """An argument without the owners of its arrays, which the caller keeps.
+
+    Otherwise the threads count references, in turns, where a share's code calls another function.
+    """
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        for owner in ("meminfo", "parent"):
+            setattr(array, owner, cgutils.get_null_value(getattr(array, owner).type))
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        members = cgutils.unpack_tuple(builder, value, len(kind))
+        members = [_borrowed(context, builder, *pair) for pair in zip(kind, members, strict=True)]
+        return context.make_tuple(builder, kind, members)
+    return value
+
+
 @intrinsic
 def _each(typingctx: Any, count: Any, body: Any, arguments: Any) -> Any:
     """Call body(0, *arguments), ..., body(count - 1, *arguments); 1 if one of them raised."""
@@ -217,7 +234,10 @@ def _each(typingctx: Any, count: Any, body: Any, arguments: Any) -> Any:
         share.linkage = "internal"
         inner = ir.IRBuilder(share.append_basic_block())
         held = inner.load(inner.inttoptr(share.args[0], args[2].type.as_pointer()))
-        values = [inner.extract_value(held, i) for i in range(len(arguments))]
+        values = [
+            _borrowed(context, inner, kind, inner.extract_value(held, i))
+            for i, kind in enumerate(kinds[1:])
+        ]
         status, _ = context.call_internal_no_propagate(
             inner, compiled.fndesc, compiled.signature, [share.args[1], *values]
         )
