@@ -14,7 +14,7 @@ from oracles import laid_out
 
 pytest.importorskip("numba", reason="needs Numba")
 from minires.kernels import available, conv_geometry, threads
-from minires.kernels.cpu import columns, norm, winograd, winograd_blocked
+from minires.kernels.cpu import columns, norm, strided, winograd, winograd_blocked
 from minires.kernels.fusing import SUMS, Rectified
 from minires.testing.guards import NAN_BYTE, ZERO_BYTE, Guards
 
@@ -88,6 +88,25 @@ def test_winograd(
 
 
 @given(
+    N=st.integers(1, 3), channels=pairs(1, 3), padding=pairs(0, 2), size=pairs(3, 19),
+    blocked=st.booleans(), dtype=st.sampled_from(list(DTYPES)), joined=st.booleans(),
+    workers=st.sampled_from([1, 2, 3, 64]), layout=layouts, seed=seeds,
+)  # fmt: skip
+def test_strided(
+    N: int, channels: Any, padding: Any, size: Any, blocked: bool, dtype: Any, joined: bool,
+    workers: int, layout: str, seed: int,
+) -> None:  # fmt: skip
+    C, O = 16 * channels[0], 16 * channels[1]
+    g = conv_geometry((N, C, *size), (O, C, 3, 3), 2, padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "_count", workers)
+        if blocked:
+            patch.setattr(strided, "LARGE", 0)
+            patch.setattr(strided, "BLOCK", 32)
+        check(strided, g, dtype, seed, layout, joined)
+
+
+@given(
     N=st.integers(1, 3), channels=pairs(1, 4), size=pairs(1, 11), joined=st.booleans(),
     dtype=st.sampled_from(list(DTYPES)), workers=st.sampled_from([1, 2, 5]), layout=layouts,
     seed=seeds,
@@ -106,8 +125,9 @@ def test_pointwise(
 LAYERS = (
     (winograd, conv_geometry((2, 32, 9, 6), (48, 32, 3, 3), 1, 1)),
     (columns, conv_geometry((2, 32, 9, 6), (48, 32, 1, 1))),
+    (strided, conv_geometry((2, 32, 9, 6), (48, 32, 3, 3), 2, 1)),
 )
-layers = pytest.mark.parametrize(("module", "g"), LAYERS, ids=["winograd", "columns"])
+layers = pytest.mark.parametrize(("module", "g"), LAYERS, ids=["winograd", "columns", "strided"])
 
 
 @layers
@@ -143,14 +163,14 @@ def test_what_is_no_number_is_masked_like_any_other(module: Any, g: Any) -> None
 
 def test_they_are_registered_for_what_they_can_do() -> None:
     kernels = {k.name: k for k in available("conv2d_grad_input") if k.backend == "cpu"}
-    for module, g in LAYERS:
-        assert kernels[module.__name__.rsplit(".", 1)[-1]].can_fuse(SUMS, g)
-    strided = conv_geometry((2, 32, 9, 6), (48, 32, 1, 1), 2)
-    assert not kernels["columns"].can_fuse(SUMS, strided)
-    r = rectified_of(0, strided, np.float32, "channels_last", joined=False)
-    gy, weight = (normal(7, shape, np.float32) for shape in (strided.y_shape, (48, 32, 1, 1)))
+    for name, (_, g) in zip(("winograd", "columns", "winograd-strided"), LAYERS, strict=True):
+        assert kernels[name].can_fuse(SUMS, g)
+    apart = conv_geometry((2, 32, 9, 6), (48, 32, 1, 1), 2)
+    assert not kernels["columns"].can_fuse(SUMS, apart)
+    r = rectified_of(0, apart, np.float32, "channels_last", joined=False)
+    gy, weight = (normal(7, shape, np.float32) for shape in (apart.y_shape, (48, 32, 1, 1)))
     with pytest.raises(ValueError, match="1x1 kernel of stride 1"):
-        columns.conv2d_grad_input_fused(gy, weight, strided, r)
+        columns.conv2d_grad_input_fused(gy, weight, apart, r)
 
 
 # -- the other pass ------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ _add(
 )  # fmt: skip
 _add(
     "conv2d_grad_input", "winograd-strided", "strided", _strided, _twice_as_large, _summary,
-    adds=True,
+    adds=True, fuses={SUMS: None},
 )  # fmt: skip
 _add(
     "conv2d_grad_weight", "winograd-strided", "strided_gradient", _strided, _twice_as_large,

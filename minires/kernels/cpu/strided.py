@@ -20,6 +20,7 @@ from minires.kernels import memory
 from minires.kernels.cpu.finishing import (
     finish_of,
     flat_before,
+    masking,
     merged_moments,
     part_of,
 )
@@ -48,7 +49,7 @@ from minires.kernels.cpu.strided_weights import transform_block, transform_panel
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.winograd_weights import GROUP
-from minires.kernels.fusing import After, Before
+from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
@@ -144,7 +145,7 @@ def _batches(worker, p, workers):
     ahead = 0 if batch % cols == 0 else cols  # a row of tiles needs whole rows of pixels
     x_tile, y_tile = p.x.size // max(total, 1), p.y.size // max(total, 1)
     x_share, y_share = batch * x_tile // PRODUCTS + 1, batch * y_tile // PRODUCTS + 1
-    start = worker * batches // workers
+    start, part = worker * batches // workers, part_of(p.finish, worker)
     for b in range(start, (worker + 1) * batches // workers):
         first = b * batch
         count = min(batch, total - first)
@@ -156,11 +157,11 @@ def _batches(worker, p, workers):
             multiply_batch(
                 v, C, vs, p.u, o * C, C * O, m, width, ms, tiles, count, L, plan.wide,
                 p.x, (first + batch + ahead) * x_tile, x_share if o == 0 else 0,
-                p.y, (first + ahead) * y_tile, y_share if o == 0 else 0,
+                p.y, (first + ahead) * y_tile, y_share if o == 0 else 0, part,
             )  # fmt: skip
             pixels = store_tiles(
                 m, ms, p.out, p.window, p.swap, tiling, first, count, o, width, p.y, b == start,
-                part_of(p.finish, worker), patch, p.coef, L,
+                part, patch, p.coef, L,
             )  # fmt: skip
             if o == 0:
                 p.counts[worker] += pixels
@@ -216,10 +217,11 @@ def _plan(total: int, C: int, O: int, size: int, L: int) -> tuple[Plan, int]:
 def _run(
     x: Any, weight: Any, view: View, out: tuple[int, int], phases: bool, total: Any = None,
     before: Before | None = None, after: After | None = None, moments: bool = False,
+    rectified: Rectified | None = None,
 ) -> Any:  # fmt: skip
     """x (N, H, W, C) with `weight`, or with its adjoint if `phases`; added to `total` if given.
 
-    before, after, moments: see `conv2d_fused`.
+    before, after, moments: see `conv2d_fused`; rectified: `conv2d_grad_input_fused`.
     """
     N, H, W, C = x.shape
     O, columns = weight.shape[1 if phases else 0], weight.shape[1]
@@ -227,7 +229,10 @@ def _run(
     y = memory.empty((N, *out, O), dtype) if total is None else total
     tiling = Tiling.of(N, *(-(-n // 2) for n in out)) if phases else Tiling.of(N, *out)
     plan, room = _plan(tiling.tiles, C, O, view.size, L)
-    finish = finish_of(after, moments, O, plan.parts, dtype)
+    if rectified is None:
+        finish = finish_of(after, moments, O, plan.parts, dtype)
+    else:
+        finish = masking(rectified, plan.parts)
     if total is not None:
         finish = finish._replace(shortcut=y.reshape(-1))
     if plan.blocked:
@@ -247,6 +252,8 @@ def _run(
     steps = (_transform_tiles, _outputs) if plan.blocked else (_transform_weight, _batches)
     for step in steps:
         step(problem, num_threads())
+    if rectified is not None:
+        return to_nchw(y), finish.sums.sum(axis=0)
     return (to_nchw(y), *merged_moments(finish, counts)) if moments else to_nchw(y)
 
 
@@ -267,11 +274,23 @@ def conv2d_fused(
     return _run(to_nhwc(x), weight, view, g.out, False, None, before, after, moments)
 
 
-def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry, total: Any = None) -> Any:
+def conv2d_grad_input(
+    gy: Any, weight: Any, g: ConvGeometry, total: Any = None, rectified: Rectified | None = None
+) -> Any:
     """The same of the upstream gradient, phase by phase."""
-    return _run(to_nhwc(gy), weight, gradient_view(g.padding), (g.H, g.W), True, total)
+    total = None if total is None else to_nhwc(total)
+    view, size = gradient_view(g.padding), (g.H, g.W)
+    return _run(to_nhwc(gy), weight, view, size, True, total, rectified=rectified)
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """The same, added to `total`, whose memory it takes."""
-    return conv2d_grad_input(gy, weight, g, to_nhwc(total))
+    return conv2d_grad_input(gy, weight, g, total)
+
+
+def conv2d_grad_input_fused(
+    gy: Any, weight: Any, g: ConvGeometry, rectified: Rectified, total: Any = None
+) -> tuple[Any, Any]:
+    """The same, added to `total` if given, masked and summed as `kernels/fusing.py` describes."""
+    gx, sums = conv2d_grad_input(gy, weight, g, total, rectified)
+    return gx, sums

@@ -49,12 +49,14 @@ def _rows(e, which, tiles, count):
 
 @njit(cache=True)
 def multiply_batch(
-    v, C, vs, u, u_at, u_step, m, O, ms, tiles, count, L, wide, x, x_at, x_share, y, y_at, y_share
+    v, C, vs, u, u_at, u_step, m, O, ms, tiles, count, L, wide, x, x_at, x_share, y, y_at, y_share,
+    finish,
 ):  # fmt: skip
     """m[t, o] = sum_c v[t, c] * u[c, o] for `count` tiles, element by element.
 
     Matrices of u lie u_step apart. v and m have room for five rows more. Before each product some
-    numbers of x and of y are asked for, see `winograd_products.ask_for`.
+    numbers of x and of y are asked for, see `winograd_products.ask_for`, and of what `finish` reads
+    where y lies.
     """
     for e in range(ELEMENTS):
         a, c = _begin(e, vs), _begin(e, ms)
@@ -62,6 +64,10 @@ def multiply_batch(
             first, end = _rows(e, which, tiles, count)
             ask_for(x, x_at, x_share, L)
             ask_for(y, y_at, y_share, L)
+            if finish.x.size > 0:
+                ask_for(finish.x, y_at, y_share, L)
+            if finish.output.size > 0:
+                ask_for(finish.output, y_at, y_share, L)
             x_at, y_at = x_at + x_share, y_at + y_share
             multiply(
                 v, a + which * vs.run + first * C, C, u, u_at + e * u_step,

@@ -57,7 +57,7 @@ from minires.kernels.cpu.strided_transforms import (
     output_tile,
     phases_tile,
 )
-from minires.kernels.cpu.winograd_moments import add_tile
+from minires.kernels.cpu.winograd_moments import add_tile, mask_tile
 from minires.kernels.cpu.winograd_tiles import activate_window, copy_window
 
 FOUR, THREE = 0, 6  # where the coefficients of a tile of 4, of 3 begin; see `coefficients`
@@ -260,6 +260,13 @@ def store_tiles(
                 output_tile(
                     m, at, patch, 0, coef, rows, cols, (tall, wide, s.run, s.single, s.quad)
                 )  # fmt: skip
+            if finish.x.size > 0:
+                mask_tile(
+                    patch, size * L, L, y, corner + o, high, across, OW * O, O, begin + o, L,
+                    finish, L,
+                )  # fmt: skip
+                o += L
+                continue
             for i in range(high):
                 to, p = corner + i * OW * O + o, i * size * L
                 for _ in range(across):
@@ -271,7 +278,7 @@ def store_tiles(
                     store(y, to, positive(value) if rectify else value)
                     to, p = to + O, p + L
             o += L
-        if finish.sums.size > 0:
+        if finish.sums.size > 0 and finish.x.size == 0:
             opens = begins and t == 0
             add_tile(y, corner, high, across, OW * O, O, begin, channels, opens, finish, L)
         pixels += high * across

@@ -38,11 +38,13 @@ def add_tile(y, corner, height, width, row, O, begin, channels, begins, finish, 
 
 
 @njit(cache=True)
-def mask_tile(patch, y, corner, height, width, row, O, begin, channels, finish, L):
-    """Store a tile of a gradient, from `patch`, masked, and add it to the sums of a part.
+def mask_tile(
+    patch, line, pixel, y, corner, height, width, row, O, begin, channels, finish, L
+):  # fmt: skip
+    """Store a tile of a gradient, patch[i*line + j*pixel + o], masked, and add it to the sums of a
+    part.
 
-    Pixels and channels lie in y as in `add_tile`, in `patch` four to a row. A shortcut is added
-    first.
+    Pixels and channels lie in y as in `add_tile`. A shortcut is added first.
     """
     o, norm, added = 0, finish.norm, finish.shortcut.size > 0
     while o < channels:
@@ -52,7 +54,7 @@ def mask_tile(patch, y, corner, height, width, row, O, begin, channels, finish, 
         for i in range(height):
             for j in range(width):
                 at = corner + i * row + j * O + o
-                value = load(patch, (i * 4 + j) * channels + o)
+                value = load(patch, i * line + j * pixel + o)
                 if added:
                     value = value + load(finish.shortcut, at)
                 value, d = masked(value, finish, at, mean, scale, shift)

@@ -385,7 +385,8 @@ def store_tiles(
         _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
         if finish.x.size > 0:
             mask_tile(
-                patch, y, corner, height, width, OW * O, O, begin, channels, finish, L
+                patch, 4 * channels, channels, y, corner, height, width, OW * O, O, begin,
+                channels, finish, L,
             )  # fmt: skip
         else:
             for i in range(height):
