@@ -68,42 +68,30 @@ def check(module: Any, g: Any, dtype: Any, seed: int, layout: str, joined: bool)
         np.testing.assert_array_equal(a, b)
 
 
-@given(
-    N=st.integers(1, 3), channels=pairs(1, 3), padding=pairs(0, 2), size=pairs(3, 11),
-    blocked=st.booleans(), dtype=st.sampled_from(list(DTYPES)), joined=st.booleans(),
-    workers=st.sampled_from([1, 2, 3, 64]), layout=layouts, seed=seeds,
-)  # fmt: skip
-def test_winograd(
-    N: int, channels: Any, padding: Any, size: Any, blocked: bool, dtype: Any, joined: bool,
-    workers: int, layout: str, seed: int,
-) -> None:  # fmt: skip
-    C, O = 16 * channels[0], 16 * channels[1]
-    g = conv_geometry((N, C, *size), (O, C, 3, 3), 1, padding)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "_count", workers)
-        if blocked:
-            patch.setattr(winograd, "LARGE", 0)
-            patch.setattr(winograd_blocked, "BLOCK", 32)
-        check(winograd, g, dtype, seed, layout, joined)
-
-
+@pytest.mark.parametrize(
+    ("module", "stride", "large", "block"),
+    [(winograd, 1, winograd, winograd_blocked), (strided, 2, strided, strided)],
+    ids=["winograd", "strided"],
+)
 @given(
     N=st.integers(1, 3), channels=pairs(1, 3), padding=pairs(0, 2), size=pairs(3, 19),
     blocked=st.booleans(), dtype=st.sampled_from(list(DTYPES)), joined=st.booleans(),
     workers=st.sampled_from([1, 2, 3, 64]), layout=layouts, seed=seeds,
 )  # fmt: skip
-def test_strided(
-    N: int, channels: Any, padding: Any, size: Any, blocked: bool, dtype: Any, joined: bool,
-    workers: int, layout: str, seed: int,
+def test_winograd(
+    module: Any, stride: int, large: Any, block: Any, N: int, channels: Any, padding: Any,
+    size: Any, blocked: bool, dtype: Any, joined: bool, workers: int, layout: str, seed: int,
 ) -> None:  # fmt: skip
+    """As batches of tiles, and with blocks of the transformed weight: where `large` and `block`
+    say from when on, and how large."""
     C, O = 16 * channels[0], 16 * channels[1]
-    g = conv_geometry((N, C, *size), (O, C, 3, 3), 2, padding)
+    g = conv_geometry((N, C, *size), (O, C, 3, 3), stride, padding)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "_count", workers)
         if blocked:
-            patch.setattr(strided, "LARGE", 0)
-            patch.setattr(strided, "BLOCK", 32)
-        check(strided, g, dtype, seed, layout, joined)
+            patch.setattr(large, "LARGE", 0)
+            patch.setattr(block, "BLOCK", 32)
+        check(module, g, dtype, seed, layout, joined)
 
 
 @given(

@@ -20,9 +20,10 @@ nobody waits for it.
 **How one waits.** To wake a thread that sleeps takes 40 to 110 us on a virtual machine, a hundred
 times per training step; a thread that spins, reading the ticket over and over, comes at once. But
 it also uses up its share of the core, and where another program wants the core it is then sent
-away when there is work: spinning threads made a step three times as long. So a thread spins for a
-while, 200 us, which is longer than what lies between two kernels, and looks at the clock. If the
-clock has jumped, the core was taken away: for the next tenth of a second the thread sleeps at once.
+away when there is work: spinning threads made a step up to five times as long. So a thread spins
+for a while, 200 us, about as long as what lies between two kernels at most, and looks at the clock.
+If the clock has jumped, the core was taken away: for the next tenth of a second the thread sleeps
+at once.
 
 **What is compiled.** A loop of `prange` is compiled as a function of its own inside the one around
 it and takes several times as long to compile as the same loop without.
