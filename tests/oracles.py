@@ -223,6 +223,8 @@ def laid_out(array: Array, layout: str) -> Array:
     if layout == "reversed":
         everything_back = (slice(None, None, -1),) * array.ndim
         return array[everything_back].copy()[everything_back]
+    if layout != "strided":
+        raise ValueError(f"laid_out: layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
     wide = np.full([2 * n + 1 for n in array.shape], np.nan, array.dtype)
     inside = tuple(slice(1, 2 * n + 1, 2) for n in array.shape)
     wide[inside] = array

@@ -37,7 +37,7 @@ DTYPES = (np.float32, np.float64)
 WORKERS = (1, 2, 5, 64)
 
 
-def case(seed: int, layer: Any, dtype: Any, layout: str = "channels last") -> Any:
+def case(seed: int, layer: Any, dtype: Any, layout: str = "channels_last") -> Any:
     N, C, H, W, O, k, stride, padding = layer
     g = conv_geometry((N, C, H, W), (O, C, k, k), stride, padding)
     x = laid_out(normal(seed, g.x_shape, dtype), layout)
@@ -105,7 +105,7 @@ def test_moments(module: Any, layer: Any, dtype: Any, monkeypatch: Any) -> None:
 def test_moments_far_from_zero(module: Any, kernel: int, monkeypatch: Any) -> None:
     """Mean 1e4, deviation 1: sums of squares in float32 would know nothing of the deviation."""
     g = conv_geometry((2, 16, 40, 40), (16, 16, kernel, kernel), 1, 0)
-    x = laid_out(normal(0, g.x_shape, np.float32), "channels last")
+    x = laid_out(normal(0, g.x_shape, np.float32), "channels_last")
     x[:, 0] += 1e4
     weight = np.zeros(g.weight_shape, np.float32)
     weight[np.arange(16), np.arange(16), 0, 0] = 1

@@ -31,7 +31,7 @@ LAYERS = (
 )
 
 
-def case(seed: int, layer: Any, dtype: Any, layout: str = "channels last") -> Any:
+def case(seed: int, layer: Any, dtype: Any, layout: str = "channels_last") -> Any:
     N, C, H, W, O, k, stride, padding, dilation = layer
     g = conv_geometry((N, C, H, W), (O, C, k, k), stride, padding, dilation)
     x, gy = (laid_out(normal(seed + i, s, dtype), layout) for i, s in ((0, g.x_shape),

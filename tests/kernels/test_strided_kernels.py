@@ -154,7 +154,7 @@ def test_the_sum_has_the_bits_of_two_passes(case: Case) -> None:
 
 
 PATHS = [
-    Case(conv_geometry((2, 48, 15, 12), (64, 48, 3, 3), 2, 1), blocked, 2, "NHWC", 0)
+    Case(conv_geometry((2, 48, 15, 12), (64, 48, 3, 3), 2, 1), blocked, 2, "channels_last", 0)
     for blocked in (False, True)
 ]
 both_paths = pytest.mark.parametrize("case", PATHS, ids=["batched", "blocked"])
@@ -220,7 +220,7 @@ def test_the_stated_bound(name: str, size: int, blocked: bool) -> None:
     gy = rng.standard_normal(g.y_shape).astype(np.float32)
     arrays = {"conv2d": (x, weight), "conv2d_grad_input": (gy, weight)}.get(name, (x, gy))
     module = strided_gradient if name == "conv2d_grad_weight" else strided
-    with Case(g, blocked, 2, "NHWC", 0).on_its_path():
+    with Case(g, blocked, 2, "channels_last", 0).on_its_path():
         found = getattr(module, name)(*arrays, g)
     exact = operation(name).kernels[0].function(*(a.astype(np.float64) for a in arrays), g)
     error = np.abs(found - exact).max() / np.abs(exact).max()
