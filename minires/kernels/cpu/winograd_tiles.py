@@ -311,6 +311,24 @@ def _next_place(n, row, col, rows, cols):
     return n, row, col
 
 
+@njit(cache=True, forceinline=True)
+def load_tile(
+    x, before, shape, n, top, left, begin, channels, v, to, step, patch, L, k
+):  # fmt: skip
+    """Transform the 6x6 pixels of image n from (top, left) on, as `load_tiles` does, to v[to]."""
+    H, W, C = shape
+    inside = top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W
+    if inside and before.size == 0:
+        corner = ((n * H + top) * W + left) * C + begin
+        _input_tile(x, corner, W * C, C, channels, v, to, step, L, k)
+    else:
+        if before.size == 0:
+            copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
+        else:
+            activate_window(x, n, H, W, C, top, left, 6, begin, channels, before, patch, L)
+        _input_tile(patch, 0, 6 * channels, channels, channels, v, to, step, L, k)
+
+
 @njit(cache=True)
 def load_tiles(
     x, before, shape, tiles, pad, first, count, begin, channels, v, at, step, patch, L, k
@@ -321,22 +339,30 @@ def load_tiles(
     before: mean, scale and shift of all channels, to transform relu((x - mean) * scale + shift);
     of size 0 to transform x itself.
     """
-    H, W, C = shape
     rows, cols = tiles
     n, row, col = _place(first, rows, cols)
     for to in range(at, at + count * channels, channels):
         top, left = row * 4 - pad[0], col * 4 - pad[1]
-        inside = top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W
-        if inside and before.size == 0:
-            corner = ((n * H + top) * W + left) * C + begin
-            _input_tile(x, corner, W * C, C, channels, v, to, step, L, k)
-        else:
-            if before.size == 0:
-                copy_window(x, n, H, W, C, top, left, 6, begin, channels, patch, L)
-            else:
-                activate_window(x, n, H, W, C, top, left, 6, begin, channels, before, patch, L)
-            _input_tile(patch, 0, 6 * channels, channels, channels, v, to, step, L, k)
+        load_tile(x, before, shape, n, top, left, begin, channels, v, to, step, patch, L, k)
         n, row, col = _next_place(n, row, col, rows, cols)
+
+
+@njit(cache=True, forceinline=True)
+def load_gradient_tile(
+    gy, corner, row, O, height, width, channels, w, to, step, patch, L, k
+):  # fmt: skip
+    """Transform the pixels gy[corner + i*row + j*O + o], i < height, j < width, 4x4 with zeros."""
+    if height == 4 and width == 4:
+        _gradient_tile(gy, corner, row, O, channels, w, to, step, L, k)
+        return
+    p = 0
+    for i in range(4):
+        for j in range(4):
+            inside, o = i < height and j < width, 0
+            while o < channels:
+                store(patch, p, load_where(gy, corner + i * row + j * O + o, inside))
+                p, o = p + L, o + L
+    _gradient_tile(patch, 0, 4 * channels, channels, channels, w, to, step, L, k)
 
 
 @njit(cache=True)
@@ -347,13 +373,54 @@ def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, 
     n, row, col = _place(first, rows, cols)
     for to in range(at, at + count * channels, channels):
         top, left = row * 4, col * 4
-        if top + 4 <= OH and left + 4 <= OW:
-            corner = ((n * OH + top) * OW + left) * O + begin
-            _gradient_tile(gy, corner, OW * O, O, channels, w, to, step, L, k)
-        else:
-            copy_window(gy, n, OH, OW, O, top, left, 4, begin, channels, patch, L)
-            _gradient_tile(patch, 0, 4 * channels, channels, channels, w, to, step, L, k)
+        corner = ((n * OH + top) * OW + left) * O + begin
+        load_gradient_tile(
+            gy, corner, OW * O, O, min(4, OH - top), min(4, OW - left), channels, w, to, step,
+            patch, L, k,
+        )  # fmt: skip
         n, row, col = _next_place(n, row, col, rows, cols)
+
+
+@njit(cache=True, forceinline=True)
+def store_tile(
+    m, at, step, y, corner, row, O, height, width, begin, channels, past, opens, finish, patch, L, k
+):  # fmt: skip
+    """Transform m[at + (6*i + j)*step + o] into y[corner + i*row + j*O + o], i < height, j < width.
+
+    opens: whether the tile is the part's first; the rest as `store_tiles` says.
+    """
+    shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
+    plain = shift.size == 0 and shortcut.size == 0 and finish.x.size == 0 and not past
+    if height == 4 and width == 4 and plain:
+        _output_tile(m, at, step, y, corner, row, O, channels, L, k)
+        if finish.sums.size > 0:
+            add_tile(y, corner, 4, 4, row, O, begin, channels, opens, finish, L)
+        return
+    line = 4 * channels
+    _output_tile(m, at, step, patch, 0, line, channels, channels, L, k)
+    if finish.x.size > 0:
+        mask_tile(
+            patch, line, channels, y, corner, height, width, row, O, begin, channels, finish, L
+        )  # fmt: skip
+        return
+    for i in range(height):
+        for j in range(width):
+            to, o = corner + i * row + j * O, 0
+            while o < channels:
+                value = load(patch, i * line + j * channels + o)
+                if shift.size > 0:
+                    value = value + load(shift, begin + o)
+                if shortcut.size > 0:
+                    value = value + load(shortcut, to + o)
+                if rectify:
+                    value = positive(value)
+                if past:
+                    stream(y, to + o, value)
+                else:
+                    store(y, to + o, value)
+                o += L
+    if finish.sums.size > 0:  # of patch: what went past the caches is not read again
+        add_tile(patch, 0, height, width, line, channels, begin, channels, opens, finish, L)
 
 
 @njit(cache=True)
@@ -368,46 +435,12 @@ def store_tiles(
     """
     OH, OW, O = shape
     rows, cols = tiles
-    shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
-    plain = shift.size == 0 and shortcut.size == 0 and finish.x.size == 0 and not past
     n, row, col = _place(first, rows, cols)
     for at in range(0, count * channels, channels):
         top, left = row * 4, col * 4
-        height, width = min(4, OH - top), min(4, OW - left)
         corner = ((n * OH + top) * OW + left) * O + begin
-        opens = begins and at == 0
-        if height == 4 and width == 4 and plain:
-            _output_tile(m, at, step, y, corner, OW * O, O, channels, L, k)
-            if finish.sums.size > 0:
-                add_tile(y, corner, 4, 4, OW * O, O, begin, channels, opens, finish, L)
-            n, row, col = _next_place(n, row, col, rows, cols)
-            continue
-        _output_tile(m, at, step, patch, 0, 4 * channels, channels, channels, L, k)
-        if finish.x.size > 0:
-            mask_tile(
-                patch, 4 * channels, channels, y, corner, height, width, OW * O, O, begin,
-                channels, finish, L,
-            )  # fmt: skip
-        else:
-            for i in range(height):
-                for j in range(width):
-                    to, o = corner + (i * OW + j) * O, 0
-                    while o < channels:
-                        value = load(patch, (i * 4 + j) * channels + o)
-                        if shift.size > 0:
-                            value = value + load(shift, begin + o)
-                        if shortcut.size > 0:
-                            value = value + load(shortcut, to + o)
-                        if rectify:
-                            value = positive(value)
-                        if past:
-                            stream(y, to + o, value)
-                        else:
-                            store(y, to + o, value)
-                        o += L
-            if finish.sums.size > 0:  # of patch: what went past the caches is not read again
-                line = 4 * channels
-                add_tile(
-                    patch, 0, height, width, line, channels, begin, channels, opens, finish, L
-                )  # fmt: skip
+        store_tile(
+            m, at, step, y, corner, OW * O, O, min(4, OH - top), min(4, OW - left), begin, channels,
+            past, begins and at == 0, finish, patch, L, k,
+        )  # fmt: skip
         n, row, col = _next_place(n, row, col, rows, cols)
