@@ -23,7 +23,7 @@ it also uses up its share of the core, and where another program wants the core 
 away when there is work: spinning threads made a step up to five times as long. So a thread spins
 for a while, 200 us, about as long as what lies between two kernels at most, and looks at the clock.
 If the clock has jumped, the core was taken away: for the next tenth of a second the thread sleeps
-at once.
+at once. Who sleeps is not woken on the caller's core (`cores.py`).
 
 **What is compiled.** A loop of `prange` is compiled as a function of its own inside the one around
 it and takes several times as long to compile as the same loop without.
@@ -50,8 +50,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from minires.kernels import threads
-from minires.kernels.cpu import words
-from minires.kernels.cpu.words import add_to_word, address, load_word, store_word, swap_word
+from minires.kernels.cpu import cores, words
+from minires.kernels.cpu.cores import leave_core, restore_set
+from minires.kernels.cpu.words import LINE, add_to_word, address, load_word, store_word, swap_word
 
 PATIENCE = 200_000  # ns that a thread spins before it sleeps
 JUMP = 500_000  # ns between two looks at the clock that say that the core was taken away
@@ -61,8 +62,8 @@ LOOKS = 50  # at a word between two looks at the clock
 # The words: what is to be done, the ticket, the shares done, whether one raised; whether a region
 # runs, whether to leave; how many sleep until there is work, whether the caller sleeps until its
 # end, and until when nobody spins. Then the lock, and the two conditions to sleep on.
-FUNCTION, DATA, TICKET, DONE, FAILED, BUSY, LEAVE, ASLEEP, WAITING, CALM = range(10)
-LOCK, WORK, END = range(10, 13)
+FUNCTION, DATA, TICKET, DONE, FAILED, BUSY, LEAVE, ASLEEP, WAITING, CALM = range(0, 10 * LINE, LINE)
+LOCK, WORK, END = range(10 * LINE, 13 * LINE, LINE)
 HALF = 1 << 32  # a ticket is shares * HALF + shares taken
 
 _I64 = ir.IntType(64)
@@ -127,25 +128,50 @@ def _spin(count):
 
 
 @njit(error_model="numpy")
-def _wait(count, sleepers, condition):
-    """Spin, then sleep on a condition."""
-    _spin(count)
-    if not _wanted(count):
+def _wait_for_work(place):
+    """Spin, then sleep; place: the thread's line of `cores.py`."""
+    _spin(0)
+    if not _wanted(0):
         _lock(address(LOCK))
-        add_to_word(sleepers, 1)  # before the last look: who changes the ticket looks here after it
-        while not _wanted(count):
-            _sleep(address(condition), address(LOCK))
-        add_to_word(sleepers, -1)
+        store_word(place + cores.SLEEPS, 1)
+        add_to_word(ASLEEP, 1)  # before the last look: who changes the ticket looks here after it
+        while not _wanted(0):
+            _sleep(address(WORK), address(LOCK))
+            restore_set(place)
+        add_to_word(ASLEEP, -1)
+        store_word(place + cores.SLEEPS, 0)
         _unlock(address(LOCK))
 
 
 @njit(error_model="numpy")
-def _rouse(sleepers, condition, most):
-    """Wake at most so many of those who sleep."""
-    if load_word(sleepers) > 0:
+def _wait_for_end(count):
+    """The same for the caller, until `count` shares are done."""
+    _spin(count)
+    if not _wanted(count):
         _lock(address(LOCK))
-        for _ in range(min(load_word(sleepers), most)):
-            _wake(address(condition))
+        store_word(WAITING, 1)
+        while not _wanted(count):
+            _sleep(address(END), address(LOCK))
+        store_word(WAITING, 0)
+        _unlock(address(LOCK))
+
+
+@njit(error_model="numpy")
+def _rouse(most):
+    """Wake at most so many of those who sleep until there is work."""
+    if load_word(ASLEEP) > 0:
+        _lock(address(LOCK))
+        leave_core()
+        for _ in range(min(load_word(ASLEEP), most)):
+            _wake(address(WORK))
+        _unlock(address(LOCK))
+
+
+@njit(error_model="numpy")
+def _rouse_caller():
+    if load_word(WAITING) != 0:
+        _lock(address(LOCK))
+        _wake(address(END))
         _unlock(address(LOCK))
 
 
@@ -160,15 +186,15 @@ def _take_shares():
             if _call(load_word(FUNCTION), load_word(DATA), ticket % HALF) != 0:
                 store_word(FAILED, 1)
             if add_to_word(DONE, 1) == ticket // HALF:
-                _rouse(WAITING, END, 1)
+                _rouse_caller()
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _serve():
-    """A thread's life."""
+def _serve(place):
+    """A thread's life; place: its line of `cores.py`."""
     while load_word(LEAVE) == 0:
         _take_shares()
-        _wait(0, ASLEEP, WORK)
+        _wait_for_work(place)
 
 
 @njit(error_model="numpy")
@@ -189,10 +215,10 @@ def _run(function, data, count):
     store_word(FAILED, 0)
     store_word(DONE, 0)
     store_word(TICKET, count * HALF)
-    _rouse(ASLEEP, WORK, count - 1)
+    _rouse(count - 1)
     _take_shares()
     if not _wanted(count):
-        _wait(count, WAITING, END)
+        _wait_for_end(count)
     failed = load_word(FAILED)
     store_word(BUSY, 0)
     return failed
@@ -284,7 +310,15 @@ def parallel(function: Callable[..., None]) -> Any:
 @njit(cache=True, error_model="numpy")
 def _order_to_leave(count):
     store_word(LEAVE, 1)
-    _rouse(ASLEEP, WORK, count)
+    _rouse(count)
+
+
+def _live(number: int) -> None:
+    """What a thread of the team does."""
+    place = cores.FIRST + min(number, cores.MOST) * LINE
+    if number < cores.MOST:
+        words.write(place + cores.ID, threading.get_native_id())
+    _serve(place)
 
 
 class Team:
@@ -303,7 +337,7 @@ class Team:
         for condition in (WORK, END):
             libc.pthread_cond_init(ctypes.c_void_p(words.where(condition)), None)
         for i in range(count):
-            thread = threading.Thread(target=_serve, name=f"minires-{i + 1}", daemon=True)
+            thread = threading.Thread(target=_live, args=(i,), name=f"minires-{i + 1}", daemon=True)
             thread.start()
             self.threads.append(thread)
 

@@ -152,7 +152,8 @@ def packed_transposed(weight: Any, panel: int) -> Any:
     O, C, KH, KW = weight.shape
     out = memory.empty(-(-C * KH * KW // panel) * panel * O, weight.dtype)
     flat = np.ascontiguousarray(weight).reshape(-1)
-    _pack_transposed(flat, O, C, KH * KW, panel, out, num_threads(), lanes(weight.dtype))
+    workers = num_threads() if weight.size >= SMALL else 1
+    _pack_transposed(flat, O, C, KH * KW, panel, out, workers, lanes(weight.dtype))
     return out
 
 

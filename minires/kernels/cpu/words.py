@@ -1,8 +1,9 @@
 """Words of memory that several threads change: 64-bit integers with atomic operations, for Numba.
 
 The words live in one block per process, at addresses that compiled code finds by name when it is
-loaded, so that it can be kept on disk. Each lies in a cache line of its own. All operations are
-sequentially consistent: every thread sees all changes, of all words, in one order.
+loaded, so that it can be kept on disk. Words that several threads want at a time should lie LINE
+apart, each in a cache line of its own. All operations are sequentially consistent: every thread
+sees all changes, of all words, in one order.
 """
 
 from __future__ import annotations
@@ -14,30 +15,35 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-COUNT = 16
+LINE = 32  # words: two cache lines, because processors fetch them in pairs
+COUNT = 272 * LINE
 NAME = "minires_words"
-_LINE = 32  # integers: two cache lines, because processors fetch them in pairs
 _I64 = ir.IntType(64)
-_BLOCK = ir.ArrayType(_I64, COUNT * _LINE)
+_BLOCK = ir.ArrayType(_I64, COUNT)
 
-_room = np.zeros((COUNT + 1) * _LINE, np.int64)
-_memory = _room[-_room.ctypes.data // 8 % _LINE :][: COUNT * _LINE].reshape(COUNT, _LINE)
+_room = np.zeros(COUNT + LINE, np.int64)
+_memory = _room[-_room.ctypes.data // 8 % LINE :][:COUNT]
 binding.add_symbol(NAME, _memory.ctypes.data)
 
 
 def clear() -> None:
-    """Zeros everywhere, with what lies in the words' lines."""
+    """Zeros everywhere."""
     _memory[:] = 0
 
 
 def value(word: int) -> int:
     """What is in a word."""
-    return int(_memory[word, 0])
+    return int(_memory[word])
+
+
+def write(word: int, value: int) -> None:
+    """Write a word."""
+    _memory[word] = value
 
 
 def where(word: int) -> int:
     """The address of a word."""
-    return int(_memory[word].ctypes.data)
+    return int(_memory[word:].ctypes.data)
 
 
 def _pointer(builder: Any, word: Any) -> Any:
@@ -46,12 +52,12 @@ def _pointer(builder: Any, word: Any) -> Any:
     if held is None:
         held = ir.GlobalVariable(module, _BLOCK, NAME)
         held.linkage = "external"
-    return builder.gep(held, [_I64(0), builder.mul(word, _I64(_LINE))])
+    return builder.gep(held, [_I64(0), word])
 
 
 @intrinsic
 def address(typingctx: Any, word: Any) -> Any:
-    """Where a word lies; the line after it is free for whatever needs room."""
+    """Where a word lies."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.ptrtoint(_pointer(builder, args[0]), _I64)
