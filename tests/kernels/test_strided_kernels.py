@@ -17,7 +17,8 @@ from oracles import laid_out
 
 pytest.importorskip("numba")
 from minires.kernels import ConvGeometry, conv_geometry, operation, threads
-from minires.kernels.cpu import norm, strided, strided_gradient, strided_tiles
+from minires.kernels.cpu import norm, strided, strided_gradient
+from minires.kernels.cpu.tilings import Tiling
 from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, SUMS, After, Before
 from minires.kernels.registry import use
 from minires.kernels.threads import use_own_threads
@@ -200,12 +201,12 @@ def test_what_cannot_be_fused(case: Case) -> None:
 
 
 def test_tiles_of_three_take_what_fours_would_leave_empty() -> None:
-    found = {n: strided_tiles.Tiling.of(1, n, 4) for n in (1, 4, 5, 6, 7, 14, 28, 30)}
+    found = {n: Tiling.of(1, n, 4) for n in (1, 4, 5, 6, 7, 14, 28, 30)}
     rows = {n: (tiling.tall, tiling.short) for n, tiling in found.items()}
     assert rows == {
         1: (0, 1), 4: (1, 0), 5: (0, 2), 6: (0, 2), 7: (1, 1), 14: (2, 2), 28: (7, 0), 30: (6, 2),
     }  # fmt: skip
-    assert strided_tiles.Tiling.of(3, 7, 14).tiles == 3 * 2 * 4
+    assert Tiling.of(3, 7, 14).tiles == 3 * 2 * 4
 
 
 @pytest.mark.parametrize("name", PASSES)

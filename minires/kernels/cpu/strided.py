@@ -35,19 +35,18 @@ from minires.kernels.cpu.strided_products import (
 )
 from minires.kernels.cpu.strided_tiles import (
     PATCH,
-    Tiling,
     View,
     coefficients,
     gradient_view,
     input_view,
     load_tiles,
-    ranges,
     steps_of,
     store_tiles,
 )
 from minires.kernels.cpu.strided_weights import transform_block, transform_panels
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONWARD
+from minires.kernels.cpu.tilings import Tiling, ranges
 from minires.kernels.cpu.winograd_weights import GROUP
 from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry

@@ -17,17 +17,16 @@ from minires.kernels.cpu.product import panel_width, product_address
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.strided_products import ELEMENTS, accumulate
 from minires.kernels.cpu.strided_tiles import (
-    Tiling,
     View,
     coefficients,
     input_view,
     load_gradient_tiles,
     load_tiles,
-    ranges,
     steps_of,
 )
 from minires.kernels.cpu.strided_weights import inverse_block
 from minires.kernels.cpu.team import parallel
+from minires.kernels.cpu.tilings import Tiling, ranges
 from minires.kernels.fusing import Before
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nhwc

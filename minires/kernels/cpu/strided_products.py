@@ -1,7 +1,7 @@
 """The products of strided Winograd: 36 matrices, each with all the rows that share it.
 
 Tiles of 3 have no fourth element along their short side; which tiles of a batch are tall and which
-are wide is given by ranges (`strided_tiles.ranges`). Products of a few tiles are inlined, those of
+are wide is given by ranges (`tilings.ranges`). Products of a few tiles are inlined, those of
 many call `product.py`. The weight gradient's sums over elements that share a matrix are one product
 where all tiles are tall and wide, and one for each line of three where not.
 """

@@ -57,6 +57,7 @@ from minires.kernels.cpu.strided_transforms import (
     output_tile,
     phases_tile,
 )
+from minires.kernels.cpu.tilings import place
 from minires.kernels.cpu.winograd_moments import add_tile, mask_tile
 from minires.kernels.cpu.winograd_tiles import activate_window, copy_window
 
@@ -67,60 +68,6 @@ PATCH = 64  # vectors of a tile of gx, what `store_tiles` needs room for
 def coefficients(dtype: Any) -> Any:
     """Factors of e in the rows of B^T, of d4 - d2 in its last one, of m4 in the third output."""
     return np.array([1 / 2, -1, -1 / 3, -2, 1, 0, 0, 0, 0, 1, 0, 1], dtype)
-
-
-class Tiling(NamedTuple):
-    """How many rows of tiles are tall (4) or short (3) and columns wide (4) or narrow (3).
-
-    Tiles are counted by kind, then by image, row and column: tall and narrow, tall and wide, short
-    and wide, short and narrow, so that all that are tall, or wide, follow one another.
-    """
-
-    N: int
-    tall: int
-    short: int
-    wide: int
-    narrow: int
-
-    @classmethod
-    def of(cls, N: int, rows: int, cols: int) -> Tiling:
-        """As few tiles as there are fours in the image, as many threes as that allows."""
-        down, across = -(-rows // 4), -(-cols // 4)
-        short, narrow = min(down, 4 * down - rows), min(across, 4 * across - cols)
-        return cls(N, down - short, short, across - narrow, narrow)
-
-    @property
-    def tiles(self) -> int:
-        return self.N * (self.tall + self.short) * (self.wide + self.narrow)
-
-
-@njit(cache=True)
-def ranges(tiling, first, count):
-    """Of `count` tiles from `first` on: the first tall one and one behind the last; of the wide."""
-    a = tiling.N * tiling.tall * tiling.narrow
-    b = a + tiling.N * tiling.tall * tiling.wide
-    c = b + tiling.N * tiling.short * tiling.wide
-    tall, low, high = min(b - first, count), min(a - first, count), min(c - first, count)
-    return max(tall, 0), max(low, 0), max(high, 0)
-
-
-@njit(cache=True)
-def _place(t, tiling):
-    """Image, first row and column, and whether the tile is tall and wide."""
-    rows, cols, top, left = tiling.tall, tiling.narrow, 0, 4 * tiling.wide
-    size = tiling.N * rows * cols
-    if t >= size:
-        t, cols, left = t - size, tiling.wide, 0
-        size = tiling.N * rows * cols
-        if t >= size:
-            t, rows, top = t - size, tiling.short, 4 * tiling.tall
-            size = tiling.N * rows * cols
-            if t >= size:
-                t, cols, left = t - size, tiling.narrow, 4 * tiling.wide
-    n, rest = divmod(t, rows * cols)
-    row, col = divmod(rest, cols)
-    tall, wide = top == 0 and rows == tiling.tall, left == 0 and cols == tiling.wide
-    return n, top + row * (4 if tall else 3), left + col * (4 if wide else 3), tall, wide
 
 
 class Steps(NamedTuple):
@@ -183,7 +130,7 @@ def load_tiles(
     H, W, C = shape
     size = view.size
     for t in range(count):
-        n, top, left, tall, wide = _place(first + t, tiling)
+        n, top, left, tall, wide = place(first + t, tiling)
         top, left = view.stride * top + view.top, view.stride * left + view.left
         inside = top >= 0 and left >= 0 and top + size <= H and left + size <= W
         rows, cols, to = FOUR if tall else THREE, FOUR if wide else THREE, at + t * channels
@@ -216,7 +163,7 @@ def load_gradient_tiles(
     """Transform upstream gradient tiles for the weight gradient: A gy A^T."""
     OH, OW, O = shape
     for t in range(count):
-        n, top, left, tall, wide = _place(first + t, tiling)
+        n, top, left, tall, wide = place(first + t, tiling)
         high, across = min(4 if tall else 3, OH - top), min(4 if wide else 3, OW - left)
         rows, cols = FOUR if tall else THREE, FOUR if wide else THREE
         corner, to, o = ((n * OH + top) * OW + left) * O + begin, at + t * channels, 0
@@ -242,7 +189,7 @@ def store_tiles(
     shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
     scale, size, pixels = 2 if phases else 1, 8 if phases else 4, 0
     for t in range(count):
-        n, top, left, tall, wide = _place(first + t, tiling)
+        n, top, left, tall, wide = place(first + t, tiling)
         rows, cols = FOUR if tall else THREE, FOUR if wide else THREE
         top, left = scale * top, scale * left
         high = min(scale * (4 if tall else 3), OH - top)

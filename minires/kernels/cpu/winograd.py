@@ -174,8 +174,7 @@ def _run(
     if total is not None:
         finish = finish._replace(shortcut=y.reshape(-1))
     if large:
-        winograd_blocked.convolve(x, norm, weight, swap, y, finish, tiles, pad, parts, workers)
-        ends = [part * count // parts for part in range(parts + 1)]
+        pixels = winograd_blocked.convolve(x, norm, weight, swap, y, finish, pad, parts, workers)
     else:
         wide, own = O % (2 * L) == 0, C * O <= SMALL
         weight = np.ascontiguousarray(weight).reshape(-1)
@@ -191,12 +190,10 @@ def _run(
         )  # fmt: skip
         batches = -(-count // batch)
         ends = [min(part * batches // parts * batch, count) for part in range(parts + 1)]
+        pixels = np.diff([pixels_before(end, tiles, out) for end in ends])
     if rectified is not None:
         return to_nchw(y), finish.sums.sum(axis=0)
-    if not moments:
-        return to_nchw(y)
-    pixels = [pixels_before(end, tiles, out) for end in ends]
-    return (to_nchw(y), *merged_moments(finish, np.diff(pixels)))
+    return (to_nchw(y), *merged_moments(finish, pixels)) if moments else to_nchw(y)
 
 
 def _room(batch: int, C: int, O: int, L: int) -> int:
@@ -256,7 +253,7 @@ def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | 
     C, O, tiles = g.C, g.O, _tiles(g.out)
     gweight, norm = memory.empty((O, C, 3, 3), dtype), flat_before(before, dtype)
     if C * O >= LARGE_GRADIENT:
-        winograd_blocked.weight_gradient(x, norm, gy, gweight, tiles, g.padding, workers)
+        winograd_blocked.weight_gradient(x, norm, gy, gweight, g.padding, workers)
         return gweight
     batch = _batch(g.N * tiles[0] * tiles[1], workers, C, O)
     workers = min(workers, -(-g.N * tiles[0] * tiles[1] // batch))

@@ -1,4 +1,17 @@
-"""Winograd convolution where the transformed weight is large: the last stages of ImageNet's nets.
+r"""Winograd convolution where the transformed weight is large: the last stages of ImageNet's nets.
+
+The mathematics is that of `winograd_tiles.py`, with one product less where 4 leaves a rest. Of
+
+    y0 = m0 + m1 + m2 +       m3 +       m4               m = (G g) . (B^T d)
+    y1 =     a (m1 - m2) +   b (m3 - m4)
+    y2 =   a^2 (m1 + m2) + b^2 (m3 + m4)
+    y3 =   a^3 (m1 - m2) + b^3 (m3 - m4) + m5
+
+the first three do without m5, the product at infinity: a tile of 3 is a tile of 4 whose last output
+and last element are not there. Nothing else changes, neither U nor the transforms nor the error. An
+image of 7 is cut into 4 + 3, one of 14 into 4 + 4 + 3 + 3 (`tilings.py`): in two dimensions 121
+products per image where fours alone take 144, or 484 for 576. In the adjoint, W = A gy A^T, y3 is
+zero and dU's last row (column) is summed over the tiles of 4 alone.
 
 With 512 channels U takes 37 MB, more than the layer's activations: written to memory and read back
 it costs as much as the products. So all tiles are transformed first, and then each worker takes a
@@ -17,101 +30,134 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from minires.kernels import memory
+from minires.kernels.cpu.copying import clear_run
 from minires.kernels.cpu.finishing import Finish, part_of
+from minires.kernels.cpu.product import panel_width, product, product_address
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.team import parallel
-from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, multiply
+from minires.kernels.cpu.tile import FRESH, ONWARD
+from minires.kernels.cpu.tilings import Tiling, place, ranges
+from minires.kernels.cpu.winograd_products import ELEMENTS
 from minires.kernels.cpu.winograd_tiles import (
     constants,
-    load_gradient_tiles,
-    load_tiles,
-    store_tiles,
+    load_gradient_tile,
+    load_tile,
+    store_tile,
 )
 from minires.kernels.cpu.winograd_weights import GROUP, inverse_block, transform_block
 
 BLOCK = 64  # channels
 
 
+@njit(cache=True)
+def _rows(e, tiles, count):
+    """The first and one behind the last of `count` tiles that have element e."""
+    tall, low, high = tiles
+    first, end = (low, high) if e % 6 == 5 else (0, count)
+    return first, max(min(end, tall) if e >= 30 else end, first)
+
+
 @parallel
-def _load(worker, x, before, shape, tiles, pad, block, v, workers, work, L):
+def _load(worker, x, before, shape, tiling, total, pad, block, v, step, workers, work, L):
     """V of all tiles: each worker's, of all channels."""
-    C, k = shape[2], constants(x)
-    total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
+    C, k, patch = shape[2], constants(x), work[worker]
     first, last = worker * total // workers, (worker + 1) * total // workers
     for c in range(0, C, block):
-        channels = min(block, C - c)
-        at = c // block * ELEMENTS * total * block + first * channels
-        load_tiles(
-            x, before, shape, tiles, pad, first, last - first, c, channels, v, at, total * block,
-            work[worker], L, k,
-        )  # fmt: skip
+        channels, at = min(block, C - c), c // block * ELEMENTS * step
+        for t in range(first, last):
+            n, top, left, _, _ = place(t, tiling)
+            load_tile(
+                x, before, shape, n, top - pad[0], left - pad[1], c, channels, v,
+                at + t * channels, step, patch, L, k,
+            )  # fmt: skip
 
 
 @parallel
-def _load_gradient(worker, gy, out, tiles, block, w, workers, work, L):
+def _load_gradient(worker, gy, out, tiling, total, block, w, step, workers, work, L):
     """The same of the gradient's tiles."""
-    O, k = out[2], constants(gy)
-    total = gy.size // (out[0] * out[1] * O) * tiles[0] * tiles[1]
+    OH, OW, O = out
+    k, patch = constants(gy), work[worker]
     first, last = worker * total // workers, (worker + 1) * total // workers
     for o in range(0, O, block):
-        channels = min(block, O - o)
-        at = o // block * ELEMENTS * total * block + first * channels
-        load_gradient_tiles(
-            gy, out, tiles, first, last - first, o, channels, w, at, total * block, work[worker],
-            L, k,
-        )  # fmt: skip
+        channels, at = min(block, O - o), o // block * ELEMENTS * step
+        for t in range(first, last):
+            n, top, left, tall, wide = place(t, tiling)
+            height, width = min(4 if tall else 3, OH - top), min(4 if wide else 3, OW - left)
+            load_gradient_tile(
+                gy, ((n * OH + top) * OW + left) * O + o, OW * O, O, height, width, channels, w,
+                at + t * channels, step, patch, L, k,
+            )  # fmt: skip
 
 
 @parallel
 def _convolve(
-    worker, v, total, C, weight, columns, swap, y, finish, out, tiles, block, panel, chunks,
-    workers, work, L, wide,
+    worker, address, v, v_step, C, weight, columns, swap, y, finish, counts, out, tiling, total,
+    block, panel, wide, chunks, workers, work, L,
 ):  # fmt: skip
     """y from V: each worker's panels of output channels, of one chunk of the tiles at a time."""
-    v_step, most = total * block, (total + chunks - 1) // chunks + ROWS
-    u_step, m_step, units = block * panel, most * panel, out[2] // panel * chunks
-    k = constants(y)
+    (OH, OW, O), k = out, constants(y)
+    u_step, m_step = block * panel + L, (total + chunks - 1) // chunks * panel + L
     u = work[worker, : ELEMENTS * u_step]
     m = work[worker, ELEMENTS * u_step : ELEMENTS * (u_step + m_step)]
     rest = work[worker, ELEMENTS * (u_step + m_step) :]
+    units = O // panel * chunks
     for unit in range(worker * units // workers, (worker + 1) * units // workers):
         o, chunk = unit // chunks * panel, unit % chunks
-        first, last = chunk * total // chunks, (chunk + 1) * total // chunks
+        begin, last = chunk * total // chunks, (chunk + 1) * total // chunks
+        part, tiles = part_of(finish, chunk), ranges(tiling, begin, last - begin)
+        for e in range(ELEMENTS):
+            first, end = _rows(e, tiles, last - begin)
+            clear_run(m, e * m_step, first * panel, L)
+            clear_run(m, e * m_step + end * panel, (last - begin - end) * panel, L)
         for c in range(0, C, block):
             channels = min(block, C - c)
             transform_block(
                 weight, columns, swap, o, panel, c, channels, u, 0, u_step, rest, L
             )  # fmt: skip
             for e in range(ELEMENTS):
-                at = (c // block * ELEMENTS + e) * v_step + first * channels
-                multiply(
-                    v, at, channels, u, e * u_step, m, e * m_step, panel, last - first, L,
-                    wide, c > 0,
+                first, end = _rows(e, tiles, last - begin)
+                at = (c // block * ELEMENTS + e) * v_step + (begin + first) * channels
+                product(
+                    address, v, at, channels, 1, end - first, u, e * u_step, panel, 0, panel, wide,
+                    panel, m, e * m_step + first * panel, panel, channels,
+                    ONWARD if c > 0 else FRESH,
                 )  # fmt: skip
-        store_tiles(
-            m, m_step, out, tiles, first, last - first, o, panel, y, False, True,
-            part_of(finish, chunk), rest, L, k,
-        )  # fmt: skip
+        for t in range(begin, last):
+            n, top, left, tall, wide_tile = place(t, tiling)
+            height, width = min(4 if tall else 3, OH - top), min(4 if wide_tile else 3, OW - left)
+            store_tile(
+                m, (t - begin) * panel, m_step, y, ((n * OH + top) * OW + left) * O + o, OW * O, O,
+                height, width, o, panel, False, t == begin, part, rest, L, k,
+            )  # fmt: skip
+            if o == 0:
+                counts[chunk] += height * width
 
 
 @parallel
-def _weight_gradient(worker, v, w, total, weight, C, O, block, workers, work, L, wide):
+def _weight_gradient(
+    worker, address, v, v_step, w, w_step, tiling, total, weight, C, O, block, panel, wide,
+    workers, work, L,
+):  # fmt: skip
     """dg from V and W: each worker's blocks of dU, summed over all tiles."""
-    step, across = total * block, (C + block - 1) // block
+    across, du_step, tiles = (C + block - 1) // block, block * block + L, ranges(tiling, 0, total)
     units = (O + block - 1) // block * across
-    du = work[worker, : ELEMENTS * block * block]
-    buffer = work[worker, ELEMENTS * block * block :]
+    du, buffer = work[worker, : ELEMENTS * du_step], work[worker, ELEMENTS * du_step :]
     for unit in range(worker * units // workers, (worker + 1) * units // workers):
         row, col = unit // across, unit % across
         outputs, inputs = min(block, O - row * block), min(block, C - col * block)
-        du_step = outputs * inputs
         for e in range(ELEMENTS):
-            accumulate(
-                w, (row * ELEMENTS + e) * step, outputs, v, (col * ELEMENTS + e) * step,
-                inputs, du, e * du_step, total, L, wide, False,
-            )  # fmt: skip
+            first, end = _rows(e, tiles, total)
+            if first == end:
+                clear_run(du, e * du_step, outputs * inputs, L)
+            else:
+                product(
+                    address, w, (row * ELEMENTS + e) * w_step + first * outputs, 1, outputs,
+                    outputs, v, (col * ELEMENTS + e) * v_step + first * inputs, inputs, panel,
+                    panel, wide, inputs, du, e * du_step, inputs, end - first,
+                )  # fmt: skip
         for o in range(outputs):
             to = ((row * block + o) * C + col * block) * 9
             inverse_block(
@@ -119,52 +165,61 @@ def _weight_gradient(worker, v, w, total, weight, C, O, block, workers, work, L,
             )  # fmt: skip
 
 
-def _blocks(total: int, channels: int, block: int, dtype: Any) -> Any:
-    """Room for all transformed tiles, and for the last register tile."""
-    return memory.empty((-(-channels // block) * ELEMENTS * total + ROWS) * block, dtype)
+def _transformed(total: int, channels: int, block: int, dtype: Any) -> tuple[Any, int]:
+    """Room for all transformed tiles, and from one element to the next.
 
-
-def _panel(O: int, dtype: Any) -> int:
-    L = lanes(dtype)
-    return 2 * L if O % (2 * L) == 0 else L
+    With a vector between: distances of a power of two would compete for the same places of the
+    cache.
+    """
+    step = total * block + lanes(dtype)
+    return memory.empty(-(-channels // block) * ELEMENTS * step, dtype), step
 
 
 def chunks(total: int, O: int, dtype: Any, workers: int) -> int:
     """Parts of the tiles, where there are more workers than panels of outputs."""
-    return min(-(-workers // (O // _panel(O, dtype))), total)
+    return max(min(-(-workers // (O // panel_width(O, lanes(dtype)))), total), 1)
 
 
 def convolve(
-    x: Any, before: Any, weight: Any, swap: bool, y: Any, finish: Finish, tiles: tuple[int, int],
-    pad: Any, chunks: int, workers: int,
-) -> None:  # fmt: skip
+    x: Any, before: Any, weight: Any, swap: bool, y: Any, finish: Finish, pad: Any, chunks: int,
+    workers: int,
+) -> Any:  # fmt: skip
     """y (N, OH, OW, O) from x (N, H, W, C), with `weight` or with its adjoint if `swap`.
 
-    before, finish: what `finishing.py` says, finish with a part for each of the chunks.
+    before, finish: what `finishing.py` says, finish with a part for each of the chunks. Returns how
+    many pixels each part has.
     """
-    dtype, L, O = x.dtype, lanes(x.dtype), y.shape[3]
-    panel, total = _panel(O, dtype), len(x) * tiles[0] * tiles[1]
-    most = -(-total // chunks) + ROWS
-    room = ELEMENTS * (BLOCK * panel + most * panel + BLOCK) + 27 * GROUP * panel
-    work = memory.empty((workers, room), dtype)
-    v = _blocks(total, x.shape[3], BLOCK, dtype)
-    _load(x.reshape(-1), before, x.shape[1:], tiles, pad, BLOCK, v, workers, work, L)
-    _convolve(
-        v, total, x.shape[3], np.ascontiguousarray(weight).reshape(-1), weight.shape[1], swap,
-        y.reshape(-1), finish, y.shape[1:], tiles, BLOCK, panel, chunks, workers, work, L,
-        panel > L,
+    dtype, L, (N, *out, O) = x.dtype, lanes(x.dtype), y.shape
+    tiling, panel = Tiling.of(N, *out), panel_width(O, L)
+    total, C = tiling.tiles, x.shape[3]
+    room = ELEMENTS * (BLOCK * panel + -(-total // chunks) * panel + 2 * L)
+    work = memory.empty((workers, room + ELEMENTS * max(BLOCK, panel, GROUP * panel)), dtype)
+    (v, step), counts = _transformed(total, C, BLOCK, dtype), np.zeros(chunks, np.intp)
+    _load(
+        x.reshape(-1), before, x.shape[1:], tiling, total, pad, BLOCK, v, step, workers, work, L
     )  # fmt: skip
+    _convolve(
+        product_address(dtype), v, step, C, np.ascontiguousarray(weight).reshape(-1),
+        weight.shape[1], swap, y.reshape(-1), finish, counts, (*out, O), tiling, total, BLOCK,
+        panel, panel > L, chunks, workers, work, L,
+    )  # fmt: skip
+    return counts
 
 
-def weight_gradient(
-    x: Any, before: Any, gy: Any, gweight: Any, tiles: tuple[int, int], pad: Any, workers: int
-) -> None:
+def weight_gradient(x: Any, before: Any, gy: Any, gweight: Any, pad: Any, workers: int) -> None:
     """gweight (O, C, 3, 3) from x (N, H, W, C) and gy (N, OH, OW, O)."""
-    dtype, L, C, O = x.dtype, lanes(x.dtype), x.shape[3], gy.shape[3]
-    wide = C % (2 * L) == 0
-    total = len(x) * tiles[0] * tiles[1]
-    work = memory.empty((workers, ELEMENTS * BLOCK * BLOCK + ELEMENTS * BLOCK), dtype)
-    v, w = (_blocks(total, channels, BLOCK, dtype) for channels in (C, O))
-    _load(x.reshape(-1), before, x.shape[1:], tiles, pad, BLOCK, v, workers, work, L)
-    _load_gradient(gy.reshape(-1), gy.shape[1:], tiles, BLOCK, w, workers, work, L)
-    _weight_gradient(v, w, total, gweight.reshape(-1), C, O, BLOCK, workers, work, L, wide)
+    dtype, L, C, (N, *out, O) = x.dtype, lanes(x.dtype), x.shape[3], gy.shape
+    tiling, panel = Tiling.of(N, *out), panel_width(C, L)
+    total = tiling.tiles
+    work = memory.empty((workers, ELEMENTS * (BLOCK * BLOCK + L + BLOCK)), dtype)
+    (v, v_step), (w, w_step) = (_transformed(total, n, BLOCK, dtype) for n in (C, O))
+    _load(
+        x.reshape(-1), before, x.shape[1:], tiling, total, pad, BLOCK, v, v_step, workers, work, L
+    )  # fmt: skip
+    _load_gradient(
+        gy.reshape(-1), gy.shape[1:], tiling, total, BLOCK, w, w_step, workers, work, L
+    )  # fmt: skip
+    _weight_gradient(
+        product_address(dtype), v, v_step, w, w_step, tiling, total, gweight.reshape(-1), C, O,
+        BLOCK, panel, panel > L, workers, work, L,
+    )  # fmt: skip
