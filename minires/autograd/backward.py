@@ -203,16 +203,23 @@ class _Walk:
 
         joined: what that would be added to; if there is something else, it is not the last step.
         """
-        if type(edge) is not tuple or self.create_graph:
+        if self.create_graph or self.is_shown(edge):
             return None
         node: Function = edge[0]
-        if node.hooks or node.retained or node.released or len(node.outputs) > 1:
-            return None
-        if self.wanted and (id(node), 0) in self.wanted:
+        if node.passes_on and (not node.edges or self.is_shown(node.edges[0])):
             return None
         if joined is None:
             return node if node.consumers == 1 and id(node) not in self.pending else None
         return node if node.consumers == joined.uses + 1 else None
+
+    def is_shown(self, edge: Any) -> bool:
+        """Whether anybody else sees the gradient of an edge, or of one like it."""
+        if type(edge) is not tuple:
+            return True
+        node = edge[0]
+        if node.hooks or node.retained or node.released or len(node.outputs) > 1:
+            return True
+        return bool(self.wanted) and (id(node), 0) in self.wanted
 
     def show(self, node: Function, index: int, pending: _Pending) -> None:
         """The whole gradient of an output to those who asked for it."""

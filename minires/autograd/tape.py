@@ -141,6 +141,11 @@ class Function:
     that operation's backward on the way.
     """
 
+    passes_on: ClassVar[bool] = False
+    """Whether what is done to its output's gradient on the way is done to its input's with it; so
+    that neither is, if anybody is shown one of them.
+    """
+
     _registry: ClassVar[dict[str, type[Function]]] = {}
 
     edges: Sequence[Any] | None = None

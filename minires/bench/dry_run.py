@@ -74,6 +74,8 @@ def training_calls(model: Module, x_shape: tuple[int, ...], *, every: bool = Fal
         results = RESULTS.get(operation.name) if compiled else None
         made = (results or kernel.function)(*args)
         parts = getattr(kernel.function, "keywords", {}) if results else {}
+        if operation.name == "max_pool2d" and parts:
+            return made[0], made[1].astype(np.int8)
         if parts.get(MOMENTS):
             return made, *np.zeros((2, made.shape[1]))  # float64, as they are summed
         return (made, np.zeros((2, made.shape[1]))) if "rectified" in parts else made

@@ -17,7 +17,8 @@ import numpy as np
 from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, made, pad_axes
 from minires.functional.checks import floating, same_dtype
 from minires.functional.deferred import PendingConvolution, can_load, convolve
-from minires.functional.norm_training import BatchNormReLUTrain, RectifiedNorm
+from minires.functional.norm_training import BatchNormReLUTrain, GradientMasked
+from minires.functional.pool import MaxPool2d
 from minires.kernels import operations as ops
 from minires.kernels.fusing import BEFORE, SUMS
 from minires.kernels.geometry import ConvGeometry, conv_geometry, pair, same_padding
@@ -65,7 +66,7 @@ class Conv2d(Function):
     def _grad_weight(self, gy: Any) -> Any:
         """The gradient by the weight, from what x is made from, if x is gone and it can be."""
         maker = self.maker_of("x")
-        if isinstance(maker, BatchNormReLUTrain):
+        if isinstance(maker, (BatchNormReLUTrain, MaxPool2d)):
             x, before = maker.before()
             if ops.conv2d_grad_weight.fusing(BEFORE, x, gy, self.g):
                 return ops.conv2d_grad_weight.fused(x, gy, self.g, before=before)
@@ -77,13 +78,14 @@ class Conv2d(Function):
         Masked and summed for the batch norm and ReLU that made x, if this completes their gradient.
         """
         weight, norm = self.recall_array("weight"), self.completes
-        if isinstance(norm, RectifiedNorm):
+        if isinstance(norm, GradientMasked):
             call = gy, weight, self.g
             part = norm.rectified() if ops.conv2d_grad_input.fusing(SUMS, *call) else None
             if part is not None:
                 total, self.waiting = self.waiting, None
-                norm.summed = ops.conv2d_grad_input.fused(*call, rectified=part, total=total)
-                return norm.summed[0]
+                gx, sums = ops.conv2d_grad_input.fused(*call, rectified=part, total=total)
+                norm.summed = gx, {SUMS: sums}
+                return gx
         if self.waiting is not None:
             total = ops.conv2d_grad_input.add_into(self.waiting, gy, weight, self.g)
             if total is not None:

@@ -70,9 +70,9 @@ def convolve(
     return (result[0], (result[1], result[2])) if moments else (result, None)
 
 
-def can_load(operation: Any, x: Any, other: Any, g: ConvGeometry) -> bool:
-    """Whether x is an activation that is pending, and the convolution can compute it itself."""
+def can_load(operation: Any, x: Any, *others: Any) -> bool:
+    """Whether x is an activation that is pending, and the operation can compute it itself."""
     if not isinstance(x, PendingActivation) or x.array is not None:
         return False
-    fits: bool = operation.fusing(BEFORE, x.x, other, g)
+    fits: bool = operation.fusing(BEFORE, x.x, *others)
     return fits

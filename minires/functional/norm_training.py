@@ -73,15 +73,31 @@ class BatchNormTrain(BatchStatistics, Function):
         return gradients if affine else gradients[:1]
 
 
-class RectifiedNorm(BatchStatistics):
-    """What the two with a ReLU share: the operation that completes the upstream gradient may mask
-    and sum it, so that one pass over memory is left.
+class GradientMasked:
+    """Whose upstream gradient the operation that completes it may mask by a ReLU, and sum.
 
-    summed: such a gradient's array, and its sums.
+    summed: such a gradient's array, and what else there is to say to `fused` about it.
+    """
+
+    summed: tuple[Any, dict[str, Any]] | None = None
+
+    def rectified(self) -> Rectified | None:
+        """What the gradient is to be masked by, and summed with; None if it is not to be."""
+        raise TypeError(f"{type(self).__name__}: whose gradient may come masked says by what")
+
+    def known_of(self, gy: Any) -> dict[str, Any]:
+        """What there is to say about this gradient, once; nothing if it has no sums."""
+        summed, self.summed = self.summed, None
+        # Not if a backward that was interrupted has left the sums of some other gradient.
+        return summed[1] if summed is not None and summed[0] is gy else {}
+
+
+class RectifiedNorm(BatchStatistics, GradientMasked):
+    """What the two with a ReLU share: of a gradient that comes masked and with its sums, one pass
+    over memory is left.
     """
 
     gradient: ClassVar[Operation]
-    summed: tuple[Any, Any] | None = None
 
     def before(self: Any) -> tuple[Any, Before]:
         """x and what was done to it."""
@@ -92,17 +108,13 @@ class RectifiedNorm(BatchStatistics):
         return recall("x"), self.applied
 
     def rectified(self) -> Rectified | None:
-        """What the gradient is to be masked by, and summed with; None if its kernel does both."""
         x, before = self.before()
         return Rectified(x, *before) if self.gradient.fusing(SUMS, x) else None
 
     def _gradients(self, gy: Any, *args: Any) -> Any:
         """What the kernel makes of gy and the other arguments."""
-        summed, self.summed = self.summed, None
-        # Not if a backward that was interrupted has left the sums of some other gradient.
-        if summed is not None and summed[0] is gy:
-            return self.gradient.fused(gy, *args, sums=summed[1])
-        return self.gradient(gy, *args)
+        known = self.known_of(gy)
+        return self.gradient.fused(gy, *args, **known) if known else self.gradient(gy, *args)
 
 
 class BatchNormReLUTrain(RectifiedNorm, Function):

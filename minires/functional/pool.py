@@ -5,25 +5,76 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minires.autograd import Function, Tensor, as_tensor
+import numpy as np
+
+from minires.autograd import Function, Tensor, as_tensor, made, tape
 from minires.functional.checks import floating
+from minires.functional.deferred import PendingActivation, can_load
+from minires.functional.norm_training import BatchNormReLUTrain, GradientMasked
 from minires.kernels import operations as ops
+from minires.kernels.fusing import POOLED, Before, Pooled, Rectified
 from minires.kernels.geometry import Pair, PoolGeometry, pair, pool_geometry, shape_text
 
 Size = int | Sequence[int]
 
 
-class MaxPool2d(Function):
+class MaxPool2d(GradientMasked, Function):
+    """Of a batch norm and a ReLU that are put off, it works out what it needs, and keeps x where
+    the maxima are: its output is what the two make of that, and its gradient by their output is
+    handed on as it comes, for theirs to spread (`kernels/fusing.py`).
+
+    applied: what is done to x.
+    """
+
+    adds = True  # nothing, in fact; but it is told what it completes
+    passes_on = True
+    returns_new = True
+    takes_pending = True
+
     def __init__(self, g: PoolGeometry) -> None:
         self.g = g
+        self.applied: Before | None = None
 
     def forward(self, x: Any) -> Any:
-        y, indices = ops.max_pool2d(x, self.g)
-        self.save(indices=indices)
-        return y
+        if not can_load(ops.max_pool2d, x, self.g):
+            y, indices = ops.max_pool2d(made(x), self.g)
+            self.save(indices=indices)
+            return y
+        self.applied = x.before
+        largest, indices = ops.max_pool2d.fused(x.x, self.g, before=x.before)
+        self.save(indices=indices, largest=largest)
+        y = PendingActivation(largest, x.before)
+        return y if largest.nbytes >= tape.LARGE else y.make()
 
     def backward(self, gy: Tensor) -> Tensor:
-        return MaxPool2dGrad(self.g, self.saved.indices._data)(gy)
+        indices, known, norm = self.recall_array("indices"), self.known_of(gy._data), self.completes
+        if known and self.waiting is None and isinstance(norm, BatchNormReLUTrain):
+            # Of the gradient's shape, to stand for it. NaN: a gradient that anybody uses is wrong.
+            stand_in = np.broadcast_to(gy._data.dtype.type(np.nan), self.g.x_shape)
+            norm.summed = stand_in, {**known, POOLED: Pooled(gy._data, indices, self.g)}
+            return Tensor._wrap(stand_in)
+        return MaxPool2dGrad(self.g, indices)(gy)
+
+    def rectified(self) -> Rectified | None:
+        edge = self.edges[0] if self.edges else None
+        norm = edge[0] if isinstance(edge, tuple) else None
+        if self.applied is None or not isinstance(norm, BatchNormReLUTrain) or norm.consumers > 1:
+            return None
+        if not norm.gradient.fusing(POOLED, norm.recall_array("x")):
+            return None
+        largest, applied = self.before()
+        return Rectified(largest, *applied)
+
+    def before(self) -> tuple[Any, Any]:
+        """x at the maxima, and what is done to it."""
+        return self.recall_array("largest"), self.applied
+
+    def can_rebuild(self) -> bool:
+        return self.applied is not None
+
+    def rebuild(self) -> Any:
+        largest, applied = self.before()
+        return ops.normalise(largest, *applied, None, True)
 
 
 class MaxPool2dGrad(Function):

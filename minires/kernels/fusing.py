@@ -21,6 +21,13 @@ and sums what it stores. Batch norm's kernels with `sums` are left with the othe
 
 gy is masked then, and given up: it is the shortcut's gradient, or its memory becomes gx's.
 
+Max pooling behind a batch norm and a ReLU chooses by what they would make of x, and keeps x where
+the maxima are: relu(batch norm) of that is what is pooled. Backward, the sums over the pooled
+gradient are those over the whole one, which the norm spreads as it reads x:
+
+    max_pool2d            fused(x, g, before) -> (x at the maxima, indices as int8)
+    batch_norm_relu_grad  fused(gy, x, gamma, beta, mean, inv_std, sums, pooled)
+
 The result has the bits that the kernel gives between passes of `normalise`; only the statistics and
 the sums are summed in another order.
 """
@@ -29,7 +36,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-BEFORE, AFTER, MOMENTS, SUMS = "before", "after", "moments", "sums"
+BEFORE, AFTER, MOMENTS, SUMS, POOLED = "before", "after", "moments", "sums", "pooled"
 
 
 class Before(NamedTuple):
@@ -68,3 +75,15 @@ class Rectified(NamedTuple):
     scale: Any
     shift: Any
     y: Any = None
+
+
+class Pooled(NamedTuple):
+    """The upstream gradient, of which nothing but the shape is looked at, is
+    max_pool2d_grad(gradient, indices, g), and `gradient` is masked.
+
+    gradient, indices: (N, C, OH, OW). g: the pooling's PoolGeometry.
+    """
+
+    gradient: Any
+    indices: Any
+    g: Any

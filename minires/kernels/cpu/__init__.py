@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minires.kernels import reference  # registered first: the last that fits is preferred
-from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, SUMS
+from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, POOLED, SUMS
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
 from minires.kernels.registry import Condition, register
 from minires.kernels.threads import use_own_threads
@@ -129,6 +129,11 @@ def _many_scores(shape: tuple[int, ...]) -> bool:
     return math.prod(shape) >= 1 << 15
 
 
+def _pooled_vectors(g: PoolGeometry) -> bool:
+    """Channels in multiples of 16; windows without gaps, of at most 128 pixels: places are int8."""
+    return g.C % VECTOR == 0 and g.dilation == (1, 1) and g.kernel[0] * g.kernel[1] <= 128
+
+
 def _many_pooled(g: PoolGeometry) -> bool:
     return _many(g.x_shape)
 
@@ -200,15 +205,18 @@ _add(
     "conv2d_grad_weight", "winograd-strided", "strided_gradient", _strided, _twice_as_large,
     _summary, fuses={BEFORE: None},
 )  # fmt: skip
+_norm = "simd", "norm", _rows, _many, "Two passes over memory."
 for _name in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"):
-    _norm = "simd", "norm", _rows, _many, "Two passes over memory."
     _add(f"{_name}_train", *_norm, fuses={MOMENTS: None})
-    _add(f"{_name}_grad", *_norm, fuses=None if _name == "batch_norm" else {SUMS: None})
+_add("batch_norm_grad", *_norm)
+_add("batch_norm_relu_grad", *_norm, fuses={SUMS: None, POOLED: None})
+_add("batch_norm_add_relu_grad", *_norm, fuses={SUMS: None})
 for _name in ("batch_norm_statistics", "batch_norm_eval", "normalise"):
     _add(_name, "simd", "norm", _rows, _many, "One pass over memory.")
 for _name in ("relu", "relu_grad", "add", "add_relu"):
     # bool: of a shape, "not 0-d"
     _add(_name, "simd", "elementwise", bool, _many, "One pass over memory, on all threads.")
 _add("cross_entropy", "threads", "loss", None, _many_scores, "One pass over memory.")
-for _name in ("max_pool2d", "max_pool2d_grad"):
-    _add(_name, "threads", "pool", None, _many_pooled, "One pass over memory, on all threads.")
+_pool = "threads", "pool", None, _many_pooled, "One pass over memory, on all threads."
+_add("max_pool2d", *_pool, fuses={BEFORE: _pooled_vectors})
+_add("max_pool2d_grad", *_pool)

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from numba import njit
 
-from minires.kernels.cpu.simd import fill, load, prefetch, store
+from minires.kernels.cpu.simd import fill, load, prefetch, store, stream
 
 AHEAD = 8  # pixels between what is copied and what is asked for
+
+
+@njit(cache=True, forceinline=True)
+def put(y, at, value, past):
+    """Store a vector, past the caches if `past`: `streams` tells whether y is so large."""
+    if past:
+        stream(y, at, value)
+    else:
+        store(y, at, value)
 
 
 @njit(cache=True)

@@ -18,6 +18,8 @@ from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu import channels
+from minires.kernels.cpu.copying import put
+from minires.kernels.cpu.pool import normalised_gradient
 from minires.kernels.cpu.simd import (
     fill,
     fmuladd,
@@ -25,24 +27,15 @@ from minires.kernels.cpu.simd import (
     load,
     positive,
     store,
-    stream,
     streams,
     where_positive,
 )
 from minires.kernels.cpu.team import parallel
+from minires.kernels.fusing import Pooled
 from minires.kernels.layout import from_rows, rows
 from minires.kernels.threads import num_threads
 
 BLOCK = 256  # rows whose sums are kept in the array's own precision
-
-
-@njit(cache=True, forceinline=True)
-def _put(y, at, value, past):
-    """Store a vector, past the caches if y is large."""
-    if past:
-        stream(y, at, value)
-    else:
-        store(y, at, value)
 
 
 @njit(cache=True)
@@ -78,7 +71,7 @@ def _normalise(worker, x, R, C, mean, scale, beta, relu, y, past, workers, L):
         for c in range(0, C, L):
             d = load(x, r * C + c) - load(mean, c)
             value = fmuladd(d, load(scale, c), load(beta, c))
-            _put(y, r * C + c, positive(value) if relu else value, past)
+            put(y, r * C + c, positive(value) if relu else value, past)
 
 
 @parallel
@@ -90,7 +83,7 @@ def _normalise_add(worker, x, shortcut, R, C, mean, scale, beta, relu, y, past, 
             d = load(x, at) - load(mean, c)
             value = fmuladd(d, load(scale, c), load(beta, c))
             value = value + load(shortcut, at)
-            _put(y, at, positive(value) if relu else value, past)
+            put(y, at, positive(value) if relu else value, past)
 
 
 @parallel
@@ -128,7 +121,7 @@ def _gradient_sums_add(worker, gy, x, y, R, C, mean, gr, past, sums, workers, L)
             for r in range(block, stop):
                 at = r * C + c
                 g = where_positive(load(y, at), load(gy, at))
-                _put(gr, at, g, past)
+                put(gr, at, g, past)
                 a = a + g
                 b = fmuladd(g, load(x, at) - m, b)
             _add_block(a, b, sums[worker], c, part, L)
@@ -146,7 +139,7 @@ def _input_gradient(
             if relu:
                 g = where_positive(fmuladd(d, load(scale, c), load(beta, c)), g)
             g = g * load(gy_scale, c) - load(offset, c)
-            _put(gx, at, g - d * load(along, c), past)
+            put(gx, at, g - d * load(along, c), past)
 
 
 def _no_sums(C: int) -> Any:
@@ -291,10 +284,20 @@ def batch_norm_add_relu_grad(
 
 
 def batch_norm_relu_grad_fused(
-    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, sums: Any
-) -> tuple[Any, Any, Any]:
-    """What is left where gy came masked and with its sums: one pass, in gy's memory."""
-    dy, mean = rows(gy), np.ascontiguousarray(mean)
+    gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, sums: Any,
+    pooled: Pooled | None = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """What is left where gy came masked and with its sums: one pass, in gy's memory.
+
+    In new memory if gy is what max pooling makes of a smaller gradient.
+    """
+    mean = np.ascontiguousarray(mean)
+    if pooled is not None:
+        factors, ggamma, gbeta = channels.gradient_factors(
+            sums, gamma, inv_std, x.size // x.shape[1]
+        )
+        return normalised_gradient(pooled, x, mean, factors), ggamma, gbeta
+    dy = rows(gy)
     gx, ggamma, gbeta = _gradients(dy, rows(x), sums, gamma, beta, mean, inv_std, False, dy)
     return from_rows(gx, x.shape), ggamma, gbeta
 
