@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.autograd.buffer import Rebuilt, Saved
+from minires.autograd.buffer import Rebuilt
 from minires.autograd.hooks import Hooks
 from minires.autograd.tape import Function, describe, enable_grad, no_grad
 from minires.autograd.tensor import Tensor
@@ -74,7 +74,7 @@ class _Walk:
         self.fills_grad = wanted is None  # backward() writes into `.grad`, grad() must not
         self.pending: dict[int, list[_Pending | None]] = {}  # by node: one for each output
         self.heap: list[tuple[int, Function]] = []
-        self.leaves: dict[int, tuple[Tensor, _Pending]] = {}
+        self.leaves: dict[Tensor, _Pending] = {}
         self.found: dict[Key, _Pending] = {}
         self.useful: set[int] | None = None
 
@@ -90,11 +90,11 @@ class _Walk:
             if pending is None:
                 collected[index] = _Pending(value, owned, uses)
                 return
-        elif id(edge) in self.leaves:
-            pending = self.leaves[id(edge)][1]
         else:
-            self.leaves[id(edge)] = edge, _Pending(value, owned, uses)
-            return
+            pending = self.leaves.get(edge)
+            if pending is None:
+                self.leaves[edge] = _Pending(value, owned, uses)
+                return
         pending.add(value, owned, self.create_graph)
         pending.uses += uses
 
@@ -103,7 +103,7 @@ class _Walk:
             while self.heap:
                 _, node = heapq.heappop(self.heap)
                 self.visit(node)
-            for leaf, pending in self.leaves.values():
+            for leaf, pending in self.leaves.items():
                 if leaf._hooks:
                     _apply_hooks(leaf._hooks, pending, leaf.shape, leaf.dtype)
                 if self.wanted and (id(leaf), 0) in self.wanted:
@@ -115,9 +115,7 @@ class _Walk:
         gradients: list[Tensor] = []
         for index, pending in enumerate(collected):
             if pending is None:  # an output nothing was computed from
-                like = next(other for other in collected if other is not None).value._data
-                with active(like):
-                    gradients.append(Tensor._wrap(xp_of(like).zeros(*node.outputs[index])))
+                gradients.append(_nothing(node.outputs[index], collected))
                 continue
             if watched:
                 self.show(node, index, pending)
@@ -154,24 +152,11 @@ class _Walk:
                 continue
             edge, array = edges[position], result._data
             if type(edge) is tuple:
-                maker, index = edge
-                shape, dtype = maker.outputs[index]
-                once = maker.consumers == 1
+                shape, dtype = edge[0].outputs[edge[1]]
             else:
                 shape, dtype = edge._data.shape, edge._data.dtype
-                once = False
-            if array.shape != shape:
-                raise RuntimeError(
-                    f"{node.name}.backward returned a gradient of shape {result.shape} for input "
-                    f"{position} of shape {shape}"
-                )
-            if array.dtype is not dtype and array.dtype != dtype:
-                if not is_floating(dtype):
-                    raise TypeError(
-                        f"{node.name}: input {position} is {dtype} and cannot have a gradient; "
-                        "requires_grad is for floating-point tensors"
-                    )
-                result = result.astype(dtype)
+            if array.dtype is not dtype or array.shape != shape:
+                result = _fitted(result, shape, dtype, node, position)
             if position == 0 and joined is not None:
                 if node.waiting is None:  # the sum, not another summand
                     joined.value = result
@@ -180,7 +165,8 @@ class _Walk:
                 node.waiting = None
             # The gradient of what was consumed only once is never added to: no need to know.
             owned = node.returns_new or (
-                not once and _is_fresh(result._data, gradients, results, node)
+                not (type(edge) is tuple and edge[0].consumers == 1)
+                and _is_fresh(result._data, gradients, results, node)
             )
             self.receive(edge, result, owned)
         if not self.retain_graph:
@@ -193,7 +179,7 @@ class _Walk:
             collected = self.pending.get(id(node))
             pending = None if collected is None else collected[index]
         else:
-            pending = self.leaves[id(edge)][1] if id(edge) in self.leaves else None
+            pending = self.leaves.get(edge)
         if pending is None or not pending.owned or self.create_graph:
             return None
         return pending if pending.value._data.size >= LARGE else None
@@ -232,6 +218,33 @@ class _Walk:
             pending.owned = False
 
 
+def _fitted(
+    result: Tensor, shape: tuple[int, ...], dtype: Any, node: Function, position: int
+) -> Tensor:
+    """A gradient in the dtype of its input. Raises RuntimeError if it has another shape, TypeError
+    if the input's dtype has no gradients."""
+    if result.shape != shape:
+        raise RuntimeError(
+            f"{node.name}.backward returned a gradient of shape {result.shape} for input "
+            f"{position} of shape {shape}"
+        )
+    if result.dtype == dtype:
+        return result
+    if not is_floating(dtype):
+        raise TypeError(
+            f"{node.name}: input {position} is {dtype} and cannot have a gradient; "
+            "requires_grad is for floating-point tensors"
+        )
+    return result.astype(dtype)
+
+
+def _nothing(output: tuple[tuple[int, ...], Any], others: list[_Pending | None]) -> Tensor:
+    """The gradient of an output that nothing was computed from, where the others' lie: zeros."""
+    like = next(other for other in others if other is not None).value._data
+    with active(like):
+        return Tensor._wrap(xp_of(like).zeros(*output))
+
+
 def _is_fresh(
     array: Any, gradients: list[Tensor], results: tuple[Any, ...], node: Function
 ) -> bool:
@@ -259,8 +272,8 @@ def _is_fresh(
         elif (foreign or other is owner or other.base is owner) and _overlap(array, other):
             return False
     for other in node._saved.values() if node._saved else ():
-        if type(other) is Saved:
-            other = other.array
+        if type(other) is tuple:
+            other = other[0]
         elif type(other) is Rebuilt:
             other = other.kept()
             if other is None:
@@ -331,7 +344,7 @@ def backward(
         walk.receive(output._edge(), _seed(output, gradient, "backward"), owned=False, uses=0)
     walk.run()
     with enable_grad() if create_graph else no_grad():
-        for leaf, pending in walk.leaves.values():
+        for leaf, pending in walk.leaves.items():
             leaf.grad = pending.own() if leaf.grad is None else leaf.grad + pending.value
 
 

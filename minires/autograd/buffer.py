@@ -72,25 +72,20 @@ class Buffer:
             self.first_checksum = checksum(self.array)
 
 
-class Saved:
-    """One array kept for backward, with what is needed to tell whether it is still the same."""
+Saved = tuple[Any, Buffer, Any, int, int | None]
+"""One array kept for backward: array, buffer, edge, and the buffer's version and checksum then.
 
-    __slots__ = ("array", "buffer", "checksum", "edge", "version")
+The edge is that of the input; of an output, its index. A plain tuple, because each operation makes
+several.
+"""
 
-    def __init__(self, array: Any, buffer: Buffer, edge: Any) -> None:
-        self.array = array
-        self.buffer = buffer
-        self.edge = edge
-        self.version = buffer.version
-        self.checksum = checksum(buffer.array) if buffer.exposed else None
 
-    def changed(self) -> bool:
-        """Whether somebody has written into its memory since."""
-        buffer = self.buffer
-        if buffer.version != self.version or not buffer.exposed:
-            return buffer.version != self.version
-        expected = self.checksum if self.checksum is not None else buffer.first_checksum
-        return checksum(buffer.array) != expected
+def changed(saved: Saved) -> bool:
+    """Whether somebody has written into a saved array's memory since."""
+    _, buffer, _, version, then = saved
+    if buffer.version != version or not buffer.exposed:
+        return buffer.version != version
+    return checksum(buffer.array) != (buffer.first_checksum if then is None else then)
 
 
 class Rebuilt:

@@ -60,8 +60,8 @@ class Deferred(Tensor):
     @classmethod
     def around(cls, pending: Pending, source: Tensor) -> Tensor:
         """A tensor for what an operation has put off that is made from `source`."""
-        tensor = Tensor._wrap(None)
-        pending.buffer = tensor._buffer
+        buffer = pending.buffer = Buffer(None)
+        tensor = Tensor._wrap(None, buffer=buffer)
         _array.__set__(tensor, pending)
         tensor.__class__ = cls
         source._buffer.awaited(pending)

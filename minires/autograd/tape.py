@@ -17,8 +17,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 import numpy as np
+from numpy import ndarray
 
-from minires.autograd.buffer import Buffer, Rebuilt, Saved
+from minires.autograd.buffer import Buffer, Rebuilt, changed, checksum
 from minires.autograd.hooks import Hooks
 from minires.kernels.arrays import active, device_of
 
@@ -183,7 +184,7 @@ class Function:
     def keeps_output(self) -> bool:
         """Whether an output of this operation is among what it keeps for backward."""
         items = (self._saved or {}).values()
-        return any(type(item) is Saved and type(item.edge) is int for item in items)
+        return any(type(item) is tuple and type(item[2]) is int for item in items)
 
     @property
     def name(self) -> str:
@@ -207,7 +208,7 @@ class Function:
                 else:
                     array = tensor._data
                 arrays.append(array)
-                if type(array) is not np.ndarray and not isinstance(array, Pending):
+                if type(array) is not ndarray and not isinstance(array, Pending):
                     on_host = False
                 if tensor.requires_grad:
                     wanted = True
@@ -238,7 +239,7 @@ class Function:
 
     def _output(self, array: Any, tensors: tuple[Tensor, ...], arrays: list[Any]) -> Tensor:
         """A result of forward as a tensor; with the buffer of the input whose memory it shares."""
-        if type(array) is not np.ndarray:
+        if type(array) is not ndarray:
             if isinstance(array, Pending):
                 if array.soon or not tensors[0]._buffer.exposed:
                     return Deferred.around(array, tensors[0])
@@ -246,9 +247,9 @@ class Function:
             array = self._as_array(array)
         if self.view and np.may_share_memory(array, arrays[0]):
             return Tensor._wrap(array, buffer=tensors[0]._buffer)
-        for i, known in enumerate(arrays):
+        for tensor, known in zip(tensors, arrays, strict=True):
             if array is known:
-                return Tensor._wrap(array, buffer=tensors[i]._buffer)
+                return Tensor._wrap(array, buffer=tensor._buffer)
         return Tensor._wrap(array)
 
     def _as_array(self, result: Any) -> Any:
@@ -272,50 +273,47 @@ class Function:
         self.sequence = next(_sequence)
         edges: list[Any] = []
         needs: list[bool] = []
-        places: dict[int, int] = {}  # of the inputs, by the identity of their arrays
-        for i, tensor in enumerate(tensors):
-            array = arrays[i]
-            if type(array) is not np.ndarray and isinstance(array, Pending):
-                array = array_or_pending(tensor)  # forward may have made it
-            places[id(array)] = i
+        places: dict[int, tuple[Tensor, Any]] = {}  # tensors and edges, by their arrays' identity
+        for tensor, array in zip(tensors, arrays, strict=True):
             node = tensor._node
             if node is not None:
                 node.consumers += 1
-                edges.append((node, tensor._index))
-                needs.append(True)
+                edge: Any = (node, tensor._index)
             else:
-                edges.append(tensor if tensor.requires_grad else None)
-                needs.append(tensor.requires_grad)
+                edge = tensor if tensor.requires_grad else None
+            edges.append(edge)
+            needs.append(edge is not None)
+            if type(array) is not ndarray and type(tensor) is Deferred:
+                array = array_or_pending(tensor)  # forward may have made it
+            places[id(array)] = tensor, edge
         self.edges, self.needs = edges, tuple(needs)
         self.outputs = shapes = []
-        results = []
         for index, output in enumerate(outputs):
             output.requires_grad, output._node, output._index = True, self, index
             result = array_or_pending(output) if type(output) is Deferred else output._data
-            results.append(result)
             shapes.append((result.shape, result.dtype))
-        if self._to_save is not None:
-            self._saved = saved = {}
-            for name, array in self._to_save.items():
-                place = places.get(id(array))
-                if place is not None:
-                    tensor = tensors[place]
-                    buffer, edge, maker = tensor._buffer, edges[place], tensor._node
-                else:
-                    for index, result in enumerate(results):
-                        if array is result:
-                            # Only the index: an edge to the node would be a reference cycle.
-                            buffer, edge, maker = outputs[index]._buffer, index, self
-                            break
-                    else:
-                        saved[name] = array
-                        continue
-                if array.nbytes >= LARGE and maker is not None and _can_rebuild(maker, buffer):
-                    saved[name] = Rebuilt(buffer, edge)
-                else:
-                    array = array if type(array) is np.ndarray else made(array)
-                    saved[name] = Saved(array, buffer, edge)
+            # Only the index: an edge to the node would be a reference cycle.
+            places.setdefault(id(result), (output, index))
+        to_save = self._to_save
+        if to_save is not None:
             self._to_save = None
+            self._saved = saved = {}
+            for name, array in to_save.items():
+                place = places.get(id(array))
+                if place is None:
+                    if type(array) is tuple:
+                        raise TypeError(f"{self.name}: save() keeps arrays; {name!r} is a tuple")
+                    saved[name] = array
+                    continue
+                tensor, edge = place
+                maker, buffer = tensor._node, tensor._memory or tensor._buffer
+                if maker is not None and array.nbytes >= LARGE and _can_rebuild(maker, buffer):
+                    saved[name] = Rebuilt(buffer, edge)
+                    continue
+                if type(array) is not ndarray:
+                    array = made(array)
+                then = checksum(buffer.array) if buffer.exposed else None
+                saved[name] = array, buffer, edge, buffer.version, then
 
     @property
     def inputs(self) -> list[tuple[tuple[int, ...], Any] | None]:
@@ -340,18 +338,18 @@ class Function:
         """One of the tensors of `saved`, without the others."""
         array = self.recall_array(name)
         item = self._saved[name]  # type: ignore[index]
-        if type(item) is not Saved:
+        if type(item) is not tuple:
             if type(item) is not Rebuilt:
                 return Tensor._wrap(array)
             node, index = (self, item.edge) if type(item.edge) is int else item.edge
             return Tensor._wrap(array, node, index)
-        edge = item.edge
+        _, buffer, edge, _, _ = item
         if type(edge) is tuple:
-            return Tensor._wrap(array, edge[0], edge[1], item.buffer)
+            return Tensor._wrap(array, edge[0], edge[1], buffer)
         if edge is None:
-            return Tensor._wrap(array, buffer=item.buffer)
+            return Tensor._wrap(array, buffer=buffer)
         if type(edge) is int:
-            return Tensor._wrap(array, self, edge, item.buffer)
+            return Tensor._wrap(array, self, edge, buffer)
         return cast(Tensor, edge)
 
     def recall_array(self, name: str) -> Any:
@@ -359,20 +357,20 @@ class Function:
         if self._saved is None:
             raise RuntimeError(f"{self.name}: nothing was saved for backward")
         item = self._saved[name]
-        if type(item) is Saved:
-            edge, buffer = item.edge, item.buffer
+        if type(item) is tuple:
+            array, buffer, edge, version, _ = item
             if (
-                buffer.version != item.version
-                or (buffer.exposed and item.changed())
+                buffer.version != version
+                or (buffer.exposed and changed(item))
                 # A leaf whose `.data` was assigned holds other memory than was saved.
                 or (isinstance(edge, Tensor) and edge._buffer is not buffer)
             ):
                 raise RuntimeError(
-                    f"{self.name}: {name!r} ({describe(item.array)}) was saved for backward "
+                    f"{self.name}: {name!r} ({describe(array)}) was saved for backward "
                     "and changed in place since, so the gradient would be wrong. Change it "
                     "after backward(), or work on a copy."
                 )
-            return item.array
+            return array
         if type(item) is Rebuilt:
             array = item.kept()
             if array is None:
@@ -394,7 +392,7 @@ class Function:
     def saved_arrays(self) -> dict[str, Any]:
         """The arrays held for backward, by name; empty once the graph is freed."""
         items = {k: v for k, v in (self._saved or {}).items() if type(v) is not Rebuilt}
-        return {name: v.array if type(v) is Saved else v for name, v in items.items()}
+        return {name: v[0] if type(v) is tuple else v for name, v in items.items()}
 
     def differentiate(self, gradients: list[Tensor], needs: tuple[bool, ...]) -> tuple[Any, ...]:
         """Call `backward` for the inputs in `needs`; a tuple with one result per input.
@@ -412,7 +410,7 @@ class Function:
         if not isinstance(results, tuple):
             results = tuple(results) if isinstance(results, list) else (results,)
         for result in results:
-            if not (result is None or isinstance(result, Tensor)):
+            if type(result) is not Tensor and not (result is None or isinstance(result, Tensor)):
                 raise TypeError(
                     f"{self.name}.backward returns Tensors or None, got {type(result).__name__}"
                 )

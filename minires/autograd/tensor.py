@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from minires.autograd.hooks import Handle, Hooks
 from minires.autograd.placing import Placed
 from minires.autograd.tape import Function, describe, is_grad_enabled, on_one_device
 from minires.kernels.arrays import active, arrayed, is_array, is_floating, to_device, to_host
+
+_first = threading.Lock()  # of threads that ask for a tensor's buffer, one makes it
 
 Scalar = int | float | bool
 Axis = int | Sequence[int] | None
@@ -30,12 +33,13 @@ class Tensor(Placed):
     Arithmetic, comparison, slicing and broadcasting follow NumPy; names follow PyTorch.
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_data", "_hooks", "_index", "_node", "grad",
+    __slots__ = ("__weakref__", "_data", "_hooks", "_index", "_memory", "_node", "grad",
                  "requires_grad")  # fmt: skip
     __array_priority__ = 1000.0
     __array_ufunc__ = None  # so that ndarray + Tensor asks the Tensor
 
     _data: Any
+    _memory: Buffer | None
     grad: Tensor | None
     requires_grad: bool
 
@@ -62,13 +66,25 @@ class Tensor(Placed):
         """A tensor around an array the engine owns; the fast way in for results."""
         tensor = Tensor.__new__(Tensor)
         tensor._data = array
-        tensor._buffer = Buffer(array) if buffer is None else buffer
+        tensor._memory = buffer
         tensor.requires_grad = node is not None
         tensor.grad = None
         tensor._node = node
         tensor._index = index
         tensor._hooks = None
         return tensor
+
+    @property
+    def _buffer(self) -> Buffer:
+        """The memory shared with views. Most gradients are never asked for it and have none."""
+        if self._memory is None:
+            with _first:
+                self._memory = self._memory or Buffer(self._data)
+        return self._memory
+
+    @_buffer.setter
+    def _buffer(self, buffer: Buffer) -> None:
+        self._memory = buffer
 
     def _edge(self) -> Any:
         """Where this tensor's gradient goes: itself (a leaf), (node, output index), or None."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.autograd import Function, Tensor, as_tensor, is_grad_enabled, made, pad_axes
+from minires.autograd import Function, Pending, Tensor, as_tensor, is_grad_enabled, pad_axes
 from minires.functional.checks import floating, same_dtype
 from minires.functional.deferred import PendingConvolution, can_load, convolve
 from minires.functional.norm_training import BatchNormReLUTrain, GradientMasked
@@ -41,9 +41,10 @@ class Conv2d(Function):
         self.moments: tuple[Any, Any] | None = None
 
     def forward(self, x: Any, weight: Any) -> Any:
-        weight = made(weight)
-        if not can_load(ops.conv2d, x, weight, self.g):
-            x = made(x)
+        if isinstance(weight, Pending):
+            weight = weight.make()
+        if isinstance(x, Pending) and not can_load(ops.conv2d, x, self.g):
+            x = x.make()
         self.save(x=x, weight=weight)
         if self.put_off and type(weight) is np.ndarray:
             return PendingConvolution(x, weight, self.g)
@@ -65,33 +66,32 @@ class Conv2d(Function):
 
     def _grad_weight(self, gy: Any) -> Any:
         """The gradient by the weight, from what x is made from, if x is gone and it can be."""
-        maker = self.maker_of("x")
-        if isinstance(maker, (BatchNormReLUTrain, MaxPool2d)):
+        kernel, maker = ops.conv2d_grad_weight.chosen(gy, self.g), self.maker_of("x")
+        if BEFORE in kernel.parts and isinstance(maker, (BatchNormReLUTrain, MaxPool2d)):
             x, before = maker.before()
-            if ops.conv2d_grad_weight.fusing(BEFORE, x, gy, self.g):
-                return ops.conv2d_grad_weight.fused(x, gy, self.g, before=before)
-        return ops.conv2d_grad_weight(self.recall_array("x"), gy, self.g)
+            return kernel.fused(x, gy, self.g, before=before)
+        return kernel(self.recall_array("x"), gy, self.g)
 
     def _grad_input(self, gy: Any) -> Any:
         """The gradient by x, added to the one that waits for it at a join, if it can be.
 
         Masked and summed for the batch norm and ReLU that made x, if this completes their gradient.
         """
-        weight, norm = self.recall_array("weight"), self.completes
-        if isinstance(norm, GradientMasked):
-            call = gy, weight, self.g
-            part = norm.rectified() if ops.conv2d_grad_input.fusing(SUMS, *call) else None
+        g, weight, norm = self.g, self.recall_array("weight"), self.completes
+        kernel = ops.conv2d_grad_input.chosen(gy, g)
+        if SUMS in kernel.parts and isinstance(norm, GradientMasked):
+            part = norm.rectified()
             if part is not None:
                 total, self.waiting = self.waiting, None
-                gx, sums = ops.conv2d_grad_input.fused(*call, rectified=part, total=total)
+                gx, sums = kernel.fused(gy, weight, g, rectified=part, total=total)
                 norm.summed = gx, {SUMS: sums}
                 return gx
         if self.waiting is not None:
-            total = ops.conv2d_grad_input.add_into(self.waiting, gy, weight, self.g)
+            total = kernel.add_into(self.waiting, gy, weight, g)
             if total is not None:
                 self.waiting = None
                 return total
-        return ops.conv2d_grad_input(gy, weight, self.g)
+        return kernel(gy, weight, g)
 
 
 class Conv2dGradInput(Function):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires.autograd import Pending, made
+from minires.autograd import Pending
 from minires.kernels import operations as ops
 from minires.kernels.fusing import AFTER, BEFORE, MOMENTS, After, Before
-from minires.kernels.geometry import ConvGeometry
+from minires.kernels.geometry import ConvGeometry, PoolGeometry
+from minires.kernels.registry import Operation
 
 
 class PendingActivation(Pending):
@@ -44,7 +45,7 @@ class PendingConvolution(Pending):
 
     def finished(self, shift: Any, shortcut: Any, rectify: bool) -> Any:
         """y + shift + shortcut, or its positive part, at once; None if no kernel can do that."""
-        if shift is None or not ops.conv2d.fusing(AFTER, made(self.x), self.weight, self.g):
+        if shift is None or AFTER not in ops.conv2d.chosen(self.weight, self.g).parts:
             return None
         return convolve(self.x, self.weight, self.g, After(shift, shortcut, rectify))[0]
 
@@ -58,21 +59,22 @@ def convolve(
     """
     before = None
     if isinstance(x, Pending):
-        if can_load(ops.conv2d, x, weight, g):
+        if can_load(ops.conv2d, x, g):
             x, before = x.x, x.before  # type: ignore[attr-defined]
         else:
             x = x.make()
-    args = x, weight, g
-    moments = moments and g.N * g.out[0] * g.out[1] > 0 and ops.conv2d.fusing(MOMENTS, *args)
+    kernel = ops.conv2d.chosen(x, g)
+    moments = moments and MOMENTS in kernel.parts and g.N * g.out[0] * g.out[1] > 0
     if before is None and after is None and not moments:
-        return ops.conv2d(*args), None
-    result = ops.conv2d.fused(*args, before=before, after=after, moments=moments)
+        return kernel(x, weight, g), None
+    result = kernel.fused(x, weight, g, before=before, after=after, moments=moments)
     return (result[0], (result[1], result[2])) if moments else (result, None)
 
 
-def can_load(operation: Any, x: Any, *others: Any) -> bool:
-    """Whether x is an activation that is pending, and the operation can compute it itself."""
-    if not isinstance(x, PendingActivation) or x.array is not None:
-        return False
-    fits: bool = operation.fusing(BEFORE, x.x, *others)
-    return fits
+def can_load(operation: Operation, x: Any, g: ConvGeometry | PoolGeometry) -> bool:
+    """Whether x is an activation, still to be made, that the operation can compute itself."""
+    return (
+        isinstance(x, PendingActivation)
+        and x.array is None
+        and BEFORE in operation.chosen(x.x, g).parts
+    )

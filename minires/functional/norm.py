@@ -96,7 +96,7 @@ def batch_norm(
     Raises ValueError for shapes that do not fit, or fewer than two values per channel in training;
     TypeError for dtypes, and for running statistics that are no Tensors to be updated.
     """
-    return _batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return normalised(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def batch_norm_relu(
@@ -110,9 +110,7 @@ def batch_norm_relu(
     eps: float = 1e-5,
 ) -> Tensor:
     """relu(batch_norm(...)), with the same arguments, in fewer passes over memory."""
-    return _batch_norm(
-        x, running_mean, running_var, weight, bias, training, momentum, eps, fuse_relu=True
-    )
+    return normalised(x, running_mean, running_var, weight, bias, training, momentum, eps, True)
 
 
 def batch_norm_add_relu(
@@ -130,27 +128,22 @@ def batch_norm_add_relu(
 
     shortcut: of the shape and dtype of x; raises ValueError or TypeError if it is not.
     """
-    x, shortcut = as_tensor(x), as_tensor(shortcut)
-    a, b = x._data, shortcut._data
-    if not (a.dtype is b.dtype and a.dtype.kind == "f" and a.shape == b.shape):  # not as usual
-        floating("batch_norm_add_relu", x=x)
-        _like("batch_norm_add_relu", x, shortcut)
-    return _batch_norm(
-        x, running_mean, running_var, weight, bias, training, momentum, eps,
-        fuse_relu=True, shortcut=shortcut,
-    )  # fmt: skip
+    return normalised(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, True, shortcut
+    )
 
 
-def _as_layers_give_them(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any) -> bool:
+def _as_layers_give_them(data: Any, weight: Any, bias: Any, mean: Any, var: Any) -> bool:
     """Whether all arguments are there and fit, so that the checks one by one would find nothing."""
     try:
-        data, w, b, m, v = x._data, weight._data, bias._data, mean._data, var._data
+        w, b, m, v = weight._data, bias._data, mean._data, var._data
     except AttributeError:  # None, or no Tensor
         return False
+    dtype = data.dtype
     return (
         type(data) is type(w) is type(b) is type(m) is type(v) is np.ndarray
-        and data.dtype is w.dtype is b.dtype
-        and data.dtype.kind == "f"
+        and dtype is w.dtype is b.dtype
+        and dtype.kind == "f"
         and data.ndim in (2, 4)
         and w.shape == b.shape == m.shape == v.shape == (data.shape[1],)
     )
@@ -188,7 +181,7 @@ def _checked(
     return affine
 
 
-def _batch_norm(
+def normalised(
     x: Any,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -198,25 +191,35 @@ def _batch_norm(
     momentum: float,
     eps: float,
     fuse_relu: bool = False,
-    shortcut: Tensor | None = None,
+    shortcut: Any = None,
 ) -> Tensor:
+    """`batch_norm`, and with a ReLU, and a shortcut in front of that."""
     x = as_tensor(x)
+    data = x._data
+    if shortcut is not None:
+        shortcut = as_tensor(shortcut)
+        other = shortcut._data
+        if data.dtype is not other.dtype or data.shape != other.shape:
+            floating("batch_norm_add_relu", x=x)
+            _like("batch_norm_add_relu", x, shortcut)
     affine: tuple[Tensor, ...] = (weight, bias)
-    if not _as_layers_give_them(x, weight, bias, running_mean, running_var):
+    if not _as_layers_give_them(data, weight, bias, running_mean, running_var):
         affine = _checked(x, running_mean, running_var, weight, bias)
     if training or running_mean is None or running_var is None:
-        m = x._data.size // max(x._data.shape[1], 1)
+        m = data.size // max(data.shape[1], 1)
         if m < 2:
             raise ValueError(
                 f"batch_norm: training needs more than one value per channel, x has "
                 f"{shape_text(x.shape)}; use a larger batch or eval()"
             )
-        kind: type[Any] = BatchNormReLUTrain if fuse_relu else BatchNormTrain
-        inputs = x, *affine
+        function: Any
         if shortcut is not None:
-            kind, inputs = BatchNormAddReLUTrain, (x, shortcut, *affine)
-        function = kind(eps, _moments(x, kind))
-        y: Tensor = function(*inputs)
+            function = BatchNormAddReLUTrain(eps, _moments(x, BatchNormAddReLUTrain))
+            y: Tensor = function(x, shortcut, *affine)
+        else:
+            kind: Any = BatchNormReLUTrain if fuse_relu else BatchNormTrain
+            function = kind(eps, _moments(x, kind))
+            y = function(x, *affine)
         if training and running_mean is not None and running_var is not None:
             _move(running_mean, running_var, function, momentum, m / (m - 1))
         return y
@@ -264,7 +267,7 @@ def _moments(x: Tensor, kind: type[BatchStatistics]) -> tuple[Any, Any] | None:
     buffer = x._buffer
     if buffer.moments is None or x._data is not buffer.array:  # a view has statistics of its own
         return None
-    usable = kind.operation.fusing(MOMENTS, buffer.array) and buffer.unchanged()
+    usable = MOMENTS in kind.operation.chosen(buffer.array).parts and buffer.unchanged()
     return buffer.moments if usable else None
 
 
@@ -285,15 +288,13 @@ def _like(name: str, x: Tensor, shortcut: Tensor) -> None:
 def _move(mean: Tensor, var: Tensor, batch: Any, momentum: float, unbiased: float) -> None:
     """Running statistics towards a batch's, in place; `unbiased` makes its variance all images'."""
     m, v, batch_mean, batch_var = given = mean._data, var._data, batch.mean, batch.var
-    here = on_host(m)
-    alike = here and m.dtype is v.dtype is batch_mean.dtype is batch_var.dtype
+    here, dtype = on_host(m), m.dtype
+    alike = here and dtype is v.dtype is batch_mean.dtype is batch_var.dtype
     if alike and batch.moments is not None and m.flags.contiguous and v.flags.contiguous:
         cpu.move_statistics(*given, momentum, unbiased)
-    elif here or len({a.dtype for a in given}) > 1 or m.dtype.itemsize == 2:
+    elif here or len({a.dtype for a in given}) > 1 or dtype.itemsize == 2:
         factors: Any = 1 - momentum, momentum, momentum * unbiased
-        if alike:
-            factors = constants(m.dtype, *factors)
-        rest, of_mean, of_var = factors
+        rest, of_mean, of_var = constants(dtype, *factors) if alike else factors
         m *= rest
         m += of_mean * batch_mean
         v *= rest

@@ -25,7 +25,8 @@ def over_rows(x: Tensor, keepdims: bool = False) -> Tensor:
 
 
 class BatchStatistics:
-    """What the three in training mode share. `mean` and `var` (biased) are left as attributes.
+    """What the three in training mode share: `mean`, `var` (biased) and the inverse deviation
+    `inv_std` are left as attributes.
 
     moments: mean and variance in float64, if the convolution that made x has summed them.
     applied: what was done to x, of arrays that nobody changes; None if a kernel did it all.
@@ -37,17 +38,24 @@ class BatchStatistics:
     def __init__(self, eps: float, moments: tuple[Any, Any] | None = None) -> None:
         self.eps, self.moments = eps, moments
 
-    def statistics(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Before]:
-        """Sets `mean`, `var` and `applied`; returns the inverse deviation, and the last of them."""
+    def statistics(self, x: Any, gamma: Any, beta: Any) -> Before:
+        """Sets the attributes; returns `applied`."""
         if self.moments is None:
-            self.mean, self.var, inv_std = ops.batch_norm_statistics(x, self.eps)
-            self.applied = _before(self.mean, inv_std, gamma, beta)
+            self.mean, self.var, self.inv_std = ops.batch_norm_statistics(x, self.eps)
+            self.applied = _before(self.mean, self.inv_std, gamma, beta)
         else:
-            self.mean, self.var, inv_std, *parts = cpu.normaliser(
+            self.mean, self.var, self.inv_std, scale, shift = cpu.normaliser(
                 self.moments, self.eps, gamma, beta, x.dtype
             )
-            self.applied = Before(self.mean, *parts)
-        return inv_std, self.applied
+            self.applied = Before(self.mean, scale, shift)
+        return self.applied
+
+    def gradients_by_operations(self, gy: Tensor, x: Tensor, *gamma: Tensor) -> tuple[Tensor, ...]:
+        """Of x, gamma and beta, as an operation that can be differentiated."""
+        gradients: tuple[Tensor, ...] = BatchNormGrad(self.eps, self.mean, self.inv_std)(
+            gy, x, *gamma
+        )
+        return gradients
 
 
 class BatchNormTrain(BatchStatistics, Function):
@@ -58,18 +66,16 @@ class BatchNormTrain(BatchStatistics, Function):
 
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
         if self.moments is None:
-            y, self.mean, self.var, inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
+            y, self.mean, self.var, self.inv_std = ops.batch_norm_train(x, gamma, beta, self.eps)
         else:
-            inv_std, before = self.statistics(x, gamma, beta)
-            y = ops.normalise(x, *before, None, False)
-        kept = {} if gamma is None else {"gamma": gamma}
-        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
+            y = ops.normalise(x, *self.statistics(x, gamma, beta), None, False)
+        self.save(x=x) if gamma is None else self.save(x=x, gamma=gamma)
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
         saved = self.saved
         affine = (saved.gamma,) if hasattr(saved, "gamma") else ()
-        gradients = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gy, saved.x, *affine)
+        gradients = self.gradients_by_operations(gy, saved.x, *affine)
         return gradients if affine else gradients[:1]
 
 
@@ -104,17 +110,17 @@ class RectifiedNorm(BatchStatistics, GradientMasked):
         recall = self.recall_array
         if self.applied is None:
             gamma, beta = (recall("gamma"), recall("beta")) if self.keeps("gamma") else (None, None)
-            self.applied = _before(recall("mean"), recall("inv_std"), gamma, beta)
+            self.applied = _before(self.mean, self.inv_std, gamma, beta)
         return recall("x"), self.applied
 
     def rectified(self) -> Rectified | None:
         x, before = self.before()
-        return Rectified(x, *before) if self.gradient.fusing(SUMS, x) else None
+        return Rectified(x, *before) if SUMS in self.gradient.chosen(x).parts else None
 
     def _gradients(self, gy: Any, *args: Any) -> Any:
         """What the kernel makes of gy and the other arguments."""
-        known = self.known_of(gy)
-        return self.gradient.fused(gy, *args, **known) if known else self.gradient(gy, *args)
+        kernel, known = self.gradient.chosen(gy), self.known_of(gy)
+        return kernel.fused(gy, *args, **known) if known else kernel(gy, *args)
 
 
 class BatchNormReLUTrain(RectifiedNorm, Function):
@@ -129,15 +135,14 @@ class BatchNormReLUTrain(RectifiedNorm, Function):
 
     def forward(self, x: Any, gamma: Any = None, beta: Any = None) -> Any:
         y: Any
-        if ops.batch_norm_relu_train.fusing(MOMENTS, x, gamma, beta, self.eps):
-            inv_std, before = self.statistics(x, gamma, beta)
-            y = PendingActivation(x, before)
+        kernel = ops.batch_norm_relu_train.chosen(x)
+        if MOMENTS in kernel.parts:
+            y = PendingActivation(x, self.statistics(x, gamma, beta))
             if x.nbytes < tape.LARGE:
                 y = y.make()
         else:
-            y, self.mean, self.var, inv_std = ops.batch_norm_relu_train(x, gamma, beta, self.eps)
-        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
-        self.save(x=x, mean=self.mean, inv_std=inv_std, **kept)
+            y, self.mean, self.var, self.inv_std = kernel(x, gamma, beta, self.eps)
+        self.save(x=x) if gamma is None else self.save(x=x, gamma=gamma, beta=beta)
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
@@ -146,7 +151,7 @@ class BatchNormReLUTrain(RectifiedNorm, Function):
         recall, affine = self.recall_array, self.keeps("gamma")
         gamma, beta = (recall("gamma"), recall("beta")) if affine else (None, None)
         gradients = _wrapped(self._gradients(
-            gy._data, recall("x"), gamma, beta, recall("mean"), recall("inv_std")
+            gy._data, recall("x"), gamma, beta, self.mean, self.inv_std
         ))  # fmt: skip
         return gradients if affine else gradients[:1]
 
@@ -155,13 +160,12 @@ class BatchNormReLUTrain(RectifiedNorm, Function):
         saved = self.saved
         affine = (saved.gamma, saved.beta) if hasattr(saved, "gamma") else ()
         with no_grad():
-            y = (saved.x - per_channel(saved.mean, gy.ndim)) * per_channel(saved.inv_std, gy.ndim)
+            mean, inv_std = Tensor._wrap(self.mean), Tensor._wrap(self.inv_std)
+            y = (saved.x - per_channel(mean, gy.ndim)) * per_channel(inv_std, gy.ndim)
             if affine:
                 y = y * per_channel(saved.gamma, gy.ndim) + per_channel(saved.beta, gy.ndim)
         gz = ReLUGrad()(gy, y)
-        gradients: tuple[Tensor, ...] = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(
-            gz, saved.x, *affine[:1]
-        )
+        gradients = self.gradients_by_operations(gz, saved.x, *affine[:1])
         return gradients if affine else gradients[:1]
 
     def can_rebuild(self) -> bool:
@@ -204,14 +208,12 @@ class BatchNormAddReLUTrain(RectifiedNorm, Function):
 
     def forward(self, x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
         if self.moments is None:
-            y, self.mean, self.var, inv_std = ops.batch_norm_add_relu_train(
+            y, self.mean, self.var, self.inv_std = ops.batch_norm_add_relu_train(
                 x, r, gamma, beta, self.eps
             )
         else:
-            inv_std, before = self.statistics(x, gamma, beta)
-            y = ops.normalise(x, *before, r, True)
-        kept = {} if gamma is None else {"gamma": gamma, "beta": beta}
-        self.save(x=x, y=y, mean=self.mean, inv_std=inv_std, **kept)
+            y = ops.normalise(x, *self.statistics(x, gamma, beta), r, True)
+        self.save(x=x, y=y) if gamma is None else self.save(x=x, y=y, gamma=gamma, beta=beta)
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
@@ -220,11 +222,11 @@ class BatchNormAddReLUTrain(RectifiedNorm, Function):
             saved = self.saved
             scaled = (saved.gamma,) if affine else ()
             gr = ReLUGrad()(gy, saved.y)
-            gx, *rest = BatchNormGrad(self.eps, saved.mean, saved.inv_std)(gr, saved.x, *scaled)
+            gx, *rest = self.gradients_by_operations(gr, saved.x, *scaled)
         else:
             gamma = recall("gamma") if affine else None
             gx, gr, *rest = _wrapped(self._gradients(
-                gy._data, recall("x"), recall("y"), gamma, recall("mean"), recall("inv_std")
+                gy._data, recall("x"), recall("y"), gamma, self.mean, self.inv_std
             ))  # fmt: skip
         return (gx, gr, *rest) if affine else (gx, gr)
 
@@ -239,13 +241,13 @@ def _before(mean: Any, inv_std: Any, gamma: Any, beta: Any) -> Before:
 class BatchNormGrad(Function):
     """The gradients of training-mode batch norm as an operation of (gy, x, gamma)."""
 
-    def __init__(self, eps: float, mean: Tensor, inv_std: Tensor) -> None:
+    def __init__(self, eps: float, mean: Any, inv_std: Any) -> None:
         self.eps, self.mean, self.inv_std = eps, mean, inv_std
 
     def forward(self, gy: Any, x: Any, gamma: Any = None) -> Any:
         kept = {"gamma": gamma} if gamma is not None else {}
         self.save(gy=gy, x=x, **kept)
-        return ops.batch_norm_grad(gy, x, gamma, self.mean._data, self.inv_std._data)
+        return ops.batch_norm_grad(gy, x, gamma, self.mean, self.inv_std)
 
     def backward(self, vx: Tensor, vgamma: Tensor, vbeta: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate  <vx, gx> + <vgamma, ggamma> + <vbeta, gbeta>  once more.
@@ -284,4 +286,4 @@ def _gradients(
 
 
 def _wrapped(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    return tuple(map(Tensor._wrap, arrays))
+    return tuple([Tensor._wrap(array) for array in arrays])

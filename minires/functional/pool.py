@@ -41,7 +41,7 @@ class MaxPool2d(GradientMasked, Function):
             self.save(indices=indices)
             return y
         self.applied = x.before
-        largest, indices = ops.max_pool2d.fused(x.x, self.g, before=x.before)
+        largest, indices = ops.max_pool2d.chosen(x.x, self.g).fused(x.x, self.g, before=x.before)
         self.save(indices=indices, largest=largest)
         y = PendingActivation(largest, x.before)
         return y if largest.nbytes >= tape.LARGE else y.make()
@@ -60,7 +60,7 @@ class MaxPool2d(GradientMasked, Function):
         norm = edge[0] if isinstance(edge, tuple) else None
         if self.applied is None or not isinstance(norm, BatchNormReLUTrain) or norm.consumers > 1:
             return None
-        if not norm.gradient.fusing(POOLED, norm.recall_array("x")):
+        if POOLED not in norm.gradient.chosen(norm.recall_array("x")).parts:
             return None
         largest, applied = self.before()
         return Rectified(largest, *applied)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
+from typing import Any
 
 Pair = tuple[int, int]
 
@@ -27,10 +28,6 @@ def pair(value: int | Sequence[int], name: str, operation: str, minimum: int) ->
 
     Raises TypeError if it is not made of integers, ValueError if one is below `minimum`.
     """
-    if type(value) is tuple and len(value) == 2:  # as layers keep it: the usual case, at once
-        high, wide = value
-        if type(high) is type(wide) is int and high >= minimum and wide >= minimum:
-            return value
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) == 1:
         values *= 2
@@ -42,6 +39,12 @@ def pair(value: int | Sequence[int], name: str, operation: str, minimum: int) ->
         raise TypeError(f"{operation}: {name} takes integers, got {value!r}") from None
     if high < minimum or wide < minimum:
         raise ValueError(f"{operation}: {name} must be at least {minimum}, got {value!r}")
+    return _one_object(high, wide)
+
+
+@lru_cache(maxsize=1024)
+def _one_object(high: int, wide: int) -> Pair:
+    """The same object for equal pairs: `conv_geometry` knows a layer's settings by identity."""
     return high, wide
 
 
@@ -137,6 +140,31 @@ def conv_geometry(
 
     Raises ValueError for shapes that do not fit and TypeError for settings that are not integers.
     """
+    call = x_shape, weight_shape, stride, padding, dilation, groups
+    try:
+        g, strides, pads, dilations, group_count = _found_before(*call)
+    except TypeError:  # a setting is wrong, or a list, which cannot be looked up
+        return _with_settings(*call)
+    # Equal settings need not be right: 1.0 == 1. The same objects are.
+    if (
+        strides is stride
+        and pads is padding
+        and dilations is dilation
+        and group_count is groups
+    ):
+        return g
+    return _with_settings(*call)
+
+
+def _with_settings(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> ConvGeometry:
+    """The geometry, once the settings have been found to be right."""
     try:
         group_count = index(groups)
     except TypeError:
@@ -149,6 +177,13 @@ def conv_geometry(
         pair(dilation, "dilation", "conv2d", 1),
         group_count,
     )
+
+
+@lru_cache(maxsize=4096)
+def _found_before(*call: Any) -> tuple[ConvGeometry, Any, Any, Any, Any]:
+    """The geometry of a call, and the settings that it was called with."""
+    _, _, stride, padding, dilation, groups = call
+    return _with_settings(*call), stride, padding, dilation, groups
 
 
 @lru_cache(maxsize=4096)

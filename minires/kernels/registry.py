@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,74 +25,13 @@ import numpy as np
 from minires._names import unknown
 from minires.kernels import environment, selection, threads
 from minires.kernels.arrays import xp_of
-from minires.kernels.condition import Condition, condition_text, never
+from minires.kernels.condition import Condition, never
 from minires.kernels.geometry import ConvGeometry, PoolGeometry
+from minires.kernels.kernel import Kernel, Workspace, loaded
 
 BACKENDS = ("cpu", "cuda")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 GEOMETRIES = (ConvGeometry, PoolGeometry)
-
-Workspace = Callable[[Any, str], int]
-"""(geometry, dtype) -> bytes of memory a call takes besides its arguments and results."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One implementation of one operation.
-
-    only: the geometries it supports; None for all.
-    worth: those among them for which it is chosen unasked; None for all.
-    dtypes: the dtypes it supports, by name; empty for all.
-    exact: whether its result is the plain sum of products but for rounding; Winograd's and
-        Fourier's are not, and are never chosen under use(algorithm="exact").
-    workspace: bytes of a call besides arguments and results; None if nobody said.
-    into: the same with an array in front that the result is added to; None if it cannot.
-    fused: the same with parts of other operations done on the way (`fusing.py`).
-    fuses: the parts that `fused` can do, each with the geometries for which it can; None for all.
-    """
-
-    operation: str
-    backend: str
-    name: str
-    function: Callable[..., Any]
-    only: Condition | None = None
-    worth: Condition | None = None
-    dtypes: tuple[str, ...] = ()
-    exact: bool = True
-    workspace: Workspace | None = None
-    into: Callable[..., Any] | None = None
-    fused: Callable[..., Any] | None = None
-    fuses: Mapping[str, Condition | None] = field(default_factory=dict, compare=False)
-
-    def supports(self, geometry: Any, dtype: str) -> bool:
-        """Whether it can compute this."""
-        fits = self.only is None or bool(self.only(geometry))
-        return fits and (not self.dtypes or dtype in self.dtypes)
-
-    def can_fuse(self, part: str, geometry: Any) -> bool:
-        """Whether `fused` can do this part of another operation on the way."""
-        only = self.fuses.get(part, never)
-        return only is None or bool(only(geometry))
-
-    @property
-    def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return (self.function.__doc__ or "").strip().split("\n")[0]
-
-    @property
-    def constraint(self) -> str:
-        """What it supports, as text: "any", or the condition `only`."""
-        return condition_text(self.only)
-
-    def workspace_bytes(self, geometry: Any, dtype: str) -> int | None:
-        """Bytes that a call takes besides its arguments and results; None if nobody said."""
-        return None if self.workspace is None else int(self.workspace(geometry, dtype))
-
-    @property
-    def ours(self) -> bool:
-        """Whether it came with minires; tables of measurements know no others."""
-        return getattr(self.function, "__module__", "").startswith("minires.kernels.")
-
 
 BY_NAME, BY_TABLE, BY_RULE = "name", "table", "rule"
 
@@ -109,6 +48,63 @@ class Choice:
     measured: Mapping[str, float]
 
 
+class Chosen:
+    """The kernel for the calls of one geometry, dtype and kind of array, ready to be called.
+
+    What is asked several times about such calls is found out once. It holds until something is
+    registered, preferred or measured: ask the operation again at every call.
+
+    parts: what the kernel can do of other operations on the way (`fusing.py`).
+    """
+
+    __slots__ = ("_run", "_run_fused", "kernel", "operation", "parts")
+
+    def __init__(self, operation: Operation, kernel: Kernel, geometry: Any) -> None:
+        self.operation, self.kernel = operation, kernel
+        self.parts = frozenset(part for part in kernel.fuses if kernel.can_fuse(part, geometry))
+        self._run: Callable[..., Any] | None = None  # once they are needed
+        self._run_fused: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if observer is not None:
+            return observer(self.operation, self.kernel, args)
+        run = self._run
+        if run is None:
+            run = self._run = loaded(self.kernel.function)
+        return run(*args)
+
+    def add_into(self, total: Any, *args: Any) -> Any:
+        """total + the result, the same bits, where one pass can do both; else None.
+
+        `total` is given up: its memory becomes the result's.
+        """
+        kernel = self.kernel
+        if kernel.into is None:
+            return None
+        if observer is not None:
+            seen = replace(kernel, function=partial(kernel.into, total))
+            return observer(self.operation, seen, args)
+        return kernel.into(total, *args)
+
+    def fused(self, *args: Any, **parts: Any) -> Any:
+        """The call with parts of other operations done on the way, as `fusing.py` says.
+
+        Raises ValueError if the kernel does nothing on the way; `parts` tells.
+        """
+        kernel = self.kernel
+        if kernel.fused is None:
+            raise ValueError(
+                f"{self.operation.name}: the kernel {kernel.name!r} does nothing on the way"
+            )
+        if observer is not None:
+            seen = replace(kernel, function=partial(kernel.fused, **parts))
+            return observer(self.operation, seen, args)
+        run = self._run_fused
+        if run is None:
+            run = self._run_fused = loaded(kernel.fused)
+        return run(*args, **parts)
+
+
 class Operation:
     """A named operation on arrays with one signature, whatever computes it.
 
@@ -120,55 +116,28 @@ class Operation:
         self.name = name
         self.__doc__ = signature
         self.kernels: list[Kernel] = []
-        self._chosen: dict[tuple[type, Any, Any], Kernel] = {}
+        self._chosen: dict[tuple[type, Any, Any], Chosen] = {}
 
     def __call__(self, *args: Any) -> Any:
-        kernel = self._kernel_for(args)
-        if observer is not None:
-            return observer(self, kernel, args)
-        return kernel.function(*args)
+        last = args[-1]
+        return self.chosen(args[0], last if type(last) in GEOMETRIES else None)(*args)
 
     def add_into(self, total: Any, *args: Any) -> Any:
-        """total + self(*args), the same bits, where one pass can do both; else None.
+        """As `Chosen.add_into`, of a call with a geometry."""
+        return self.chosen(args[0], args[-1]).add_into(total, *args)
 
-        `total` is given up: its memory becomes the result's.
-        """
-        kernel = self._kernel_for(args)
-        if kernel.into is None:
-            return None
-        if observer is not None:
-            return observer(self, replace(kernel, function=partial(kernel.into, total)), args)
-        return kernel.into(total, *args)
-
-    def fusing(self, part: str, *args: Any) -> bool:
-        """Whether the kernel of a call with these arguments can do `part` on the way."""
-        kernel = self._kernel_for(args)
-        return part in kernel.fuses and kernel.can_fuse(part, args[-1])
-
-    def fused(self, *args: Any, **parts: Any) -> Any:
-        """The call with parts of other operations done on the way, as `fusing.py` says.
-
-        Raises ValueError if its kernel does nothing on the way; `fusing` tells.
-        """
-        kernel = self._kernel_for(args)
-        if kernel.fused is None:
-            raise ValueError(f"{self.name}: the kernel {kernel.name!r} does nothing on the way")
-        if observer is not None:
-            return observer(self, replace(kernel, function=partial(kernel.fused, **parts)), args)
-        return kernel.fused(*args, **parts)
-
-    def _kernel_for(self, args: tuple[Any, ...]) -> Kernel:
-        first, last = args[0], args[-1]
+    def chosen(self, first: Any, geometry: Any = None) -> Chosen:
+        """What computes calls with such a first argument, and this geometry if they have one."""
         try:  # a key of what takes no time to find out: a dtype's name alone takes 2 us
-            key = (type(first), last if type(last) in GEOMETRIES else first.shape, first.dtype)
+            key = type(first), first.shape if geometry is None else geometry, first.dtype
         except AttributeError:
             backend_of(first)  # tells what the arrays are
             raise
-        kernel = self._chosen.get(key)
-        if kernel is None:
+        found = self._chosen.get(key)
+        if found is None:
             kernel = self.select(backend_of(first), key[1], first.dtype.name)
-            self._chosen[key] = kernel
-        return kernel
+            found = self._chosen[key] = Chosen(self, kernel, key[1])
+        return found
 
     def select(self, backend: str, geometry: Any, dtype: str = "float32") -> Kernel:
         """The kernel that a call on this backend with this geometry and dtype would use.

@@ -16,6 +16,7 @@ from minires._names import unknown
 from minires.autograd import Tensor
 
 SHORTCUTS = ("A", "B", "C", "none")
+NORMS = nn.BatchNorm2d, nn.FoldedNorm  # layers that can do the join on the way
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -152,7 +153,7 @@ class ResidualBlock(nn.Module):
             and kind.join is ResidualBlock.join
             and "branch" not in replaced
             and "join" not in replaced
-            and isinstance(self.last_norm, nn.BatchNorm2d | nn.FoldedNorm)
+            and isinstance(self.last_norm, NORMS)
         )
 
     def extra_repr(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from minires import functional as F
 from minires.autograd import Parameter, Tensor
 from minires.functional.conv import NAMED_PADDING, convolution
+from minires.functional.norm import normalised
 from minires.kernels.geometry import pair
 from minires.nn import init
 from minires.nn.module import Module
@@ -154,17 +154,17 @@ class BatchNorm2d(Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._normalise(F.batch_norm, x)
+        return self._normalise(x)
 
     def relu(self, x: Tensor) -> Tensor:
         """relu(self(x)) in one pass; in two if somebody listens to this layer's own output, or a
         subclass computes something else."""
-        return self._normalise(F.batch_norm_relu, x) if self._alone() else F.relu(self(x))
+        return self._normalise(x, True) if self._alone() else F.relu(self(x))
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """relu(self(x) + shortcut), the end of a residual block; in one pass as `relu` is."""
         if self._alone():
-            return self._normalise(F.batch_norm_add_relu, x, shortcut)
+            return self._normalise(x, True, shortcut)
         return F.add_relu(self(x), shortcut)
 
     def _alone(self) -> bool:
@@ -172,17 +172,13 @@ class BatchNorm2d(Module):
         changed = type(self).forward is not BatchNorm2d.forward
         return not (changed or self._forward_hooks or self._forward_pre_hooks)
 
-    def _normalise(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        y = function(
-            *inputs,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            self.momentum,
-            self.eps,
-        )
+    def _normalise(
+        self, x: Tensor, rectify: bool = False, shortcut: Tensor | None = None
+    ) -> Tensor:
+        y = normalised(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+            self.momentum, self.eps, rectify, shortcut,
+        )  # fmt: skip
         tracked = self.num_batches_tracked
         if self.training and tracked is not None:
             count = tracked._data

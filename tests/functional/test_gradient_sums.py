@@ -370,7 +370,8 @@ def test_a_net_of_compiled_kernels(monkeypatch: Any) -> None:
         monkeypatch.setattr(registry, "observer", None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(registry.Kernel, "can_fuse", lambda self, part, g: part != SUMS)
-            separate = found()
+            with use(**compiled):  # chosen anew
+                separate = found()
     assert len(fused) == 9 + 7  # inner norms, and ends in front of a convolution of stride 1
     for a, b in zip(together, separate, strict=True):
         assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max()

@@ -58,7 +58,8 @@ def apart() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry.Kernel, "can_fuse", without)
-        yield
+        with use():  # what has been chosen is forgotten, before and after
+            yield
 
 
 FUSED = ["forward", "backward"]

@@ -142,14 +142,14 @@ def joined(rng: np.random.Generator) -> Any:
 
 def test_gradients_at_a_join_are_the_same_bits(joined: Any, monkeypatch: Any) -> None:
     calls = []
-    original = registry.Operation.add_into
+    original = registry.Chosen.add_into
 
     def counted(self: Any, *args: Any) -> Any:
         result = original(self, *args)
         calls.append(result is not None)
         return result
 
-    monkeypatch.setattr(registry.Operation, "add_into", counted)
+    monkeypatch.setattr(registry.Chosen, "add_into", counted)
     monkeypatch.setattr(registry.Kernel, "can_fuse", lambda *_: False)  # sums, on the way
     with use(conv2d_grad_input="winograd"):
         together = gradients(*joined)
@@ -210,7 +210,7 @@ def test_what_an_interrupted_backward_left_is_not_added_to(joined: Any, monkeypa
         raise KeyboardInterrupt
 
     with use(conv2d_grad_input="winograd"), monkeypatch.context() as patch:
-        patch.setattr(registry.Operation, "add_into", interrupted)
+        patch.setattr(registry.Chosen, "add_into", interrupted)
         with pytest.raises(KeyboardInterrupt):  # at a join
             (y + middle * 1.0).backward(upstream, retain_graph=True)
     with use(conv2d_grad_input="winograd"):

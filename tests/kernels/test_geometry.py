@@ -123,6 +123,21 @@ def test_settings_are_integers(setting: str, bad: Any) -> None:
         conv_geometry((1, 1, 4, 4), (1, 1, 1, 1), **{setting: bad})
 
 
+@pytest.mark.parametrize("setting", ["stride", "padding", "dilation"])
+def test_settings_that_only_equal_right_ones_are_refused(setting: str) -> None:
+    shapes, right = ((1, 2, 8, 8), (2, 2, 3, 3)), pair(1, setting, "conv2d", 1)
+    assert conv_geometry(*shapes, **{setting: right}) is conv_geometry(*shapes, **{setting: right})
+    with pytest.raises(TypeError, match=f"conv2d: {setting} takes integers, got"):
+        conv_geometry(*shapes, **{setting: (1.0, 1.0)})
+
+
+def test_a_setting_that_is_changed_counts() -> None:
+    shapes, stride = ((1, 2, 8, 8), (2, 2, 3, 3)), [1, 1]
+    before = conv_geometry(*shapes, stride)
+    stride[:] = 2, 2
+    assert conv_geometry(*shapes, stride).stride == (2, 2) != before.stride
+
+
 def test_groups_is_an_integer() -> None:
     shapes = ((1, 2, 4, 4), (2, 1, 1, 1))
     assert conv_geometry(*shapes, groups=np.int64(2)).groups == 2

@@ -28,15 +28,19 @@ def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     """A kernel that imports its module at its first call."""
     found: Callable[..., Any] | None = None
 
-    def kernel(*args: Any, **parts: Any) -> Any:
+    def load() -> Callable[..., Any]:
         nonlocal found
         if found is None:
             use_own_threads()
             loaded = importlib.import_module(f"minires.kernels.cpu.{module}")
             found = getattr(loaded, function)
-        return found(*args, **parts)
+        return found
+
+    def kernel(*args: Any, **parts: Any) -> Any:
+        return load()(*args, **parts)
 
     kernel.__doc__ = summary
+    kernel.load = load  # type: ignore[attr-defined]
     return kernel
 
 
