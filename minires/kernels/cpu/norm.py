@@ -11,6 +11,7 @@ float64. Workers own fixed ranges of rows and their sums are added in order: sam
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from minires.kernels.cpu import channels
 from minires.kernels.cpu.copying import put
 from minires.kernels.cpu.pool import normalised_gradient
 from minires.kernels.cpu.simd import (
-    fill,
     fmuladd,
     lanes,
     load,
@@ -38,30 +38,37 @@ from minires.kernels.threads import num_threads
 BLOCK = 256  # rows whose sums are kept in the array's own precision
 
 
+@njit(cache=True, forceinline=True)
+def _add(part, c, C, a, d, e):
+    """Add a to the first of two rows of sums, at channels c, c + 1, ..., and d * e to the second.
+
+    In memory, not in registers, so that x is read row by row, as it lies there: channel by channel,
+    a block's rows are read a line at a time, hundreds of bytes apart, which no prefetcher foresees.
+    """
+    store(part, c, load(part, c) + a)
+    store(part, C + c, fmuladd(d, e, load(part, C + c)))
+
+
 @njit(cache=True)
-def _add_block(a, b, sums, c, part, L):
-    """Add the lanes of two vectors to the float64 sums of channels c, c + 1, ..."""
-    store(part, 0, a)
-    store(part, L, b)
-    for i in range(L):
-        sums[0, c + i] += part[i]
-        sums[1, c + i] += part[L + i]
+def _end_block(part, C, sums):
+    """Move the sums of a block to those in float64."""
+    for c in range(C):
+        sums[0, c] += part[c]
+        sums[1, c] += part[C + c]
+    part[:] = 0
 
 
 @parallel
 def _moments(worker, x, R, C, shift, sums, workers, L):
     """Per channel: sum of x - shift, and of its square, added to sums[worker], in float64."""
     begin, end = worker * R // workers, (worker + 1) * R // workers
-    part = np.empty(2 * L, x.dtype)
+    part = np.zeros(2 * C, x.dtype)
     for block in range(begin, end, BLOCK):
-        stop = min(block + BLOCK, end)
-        for c in range(0, C, L):
-            s, a, b = load(shift, c), fill(x, 0.0), fill(x, 0.0)
-            for r in range(block, stop):
-                d = load(x, r * C + c) - s
-                a = a + d
-                b = fmuladd(d, d, b)
-            _add_block(a, b, sums[worker], c, part, L)
+        for r in range(block, min(block + BLOCK, end)):
+            for c in range(0, C, L):
+                d = load(x, r * C + c) - load(shift, c)
+                _add(part, c, C, d, d, d)
+        _end_block(part, C, sums[worker])
 
 
 @parallel
@@ -94,37 +101,30 @@ def _gradient_sums(worker, gy, x, R, C, mean, scale, beta, relu, sums, workers, 
     operations as in `_normalise`, because reading it would cost more.
     """
     begin, end = worker * R // workers, (worker + 1) * R // workers
-    part = np.empty(2 * L, x.dtype)
+    part = np.zeros(2 * C, x.dtype)
     for block in range(begin, end, BLOCK):
-        stop = min(block + BLOCK, end)
-        for c in range(0, C, L):
-            m, s, o = load(mean, c), load(scale, c), load(beta, c)
-            a, b = fill(x, 0.0), fill(x, 0.0)
-            for r in range(block, stop):
-                g, d = load(gy, r * C + c), load(x, r * C + c) - m
+        for r in range(block, min(block + BLOCK, end)):
+            for c in range(0, C, L):
+                g, d = load(gy, r * C + c), load(x, r * C + c) - load(mean, c)
                 if relu:
-                    g = where_positive(fmuladd(d, s, o), g)
-                a = a + g
-                b = fmuladd(g, d, b)
-            _add_block(a, b, sums[worker], c, part, L)
+                    g = where_positive(fmuladd(d, load(scale, c), load(beta, c)), g)
+                _add(part, c, C, g, g, d)
+        _end_block(part, C, sums[worker])
 
 
 @parallel
 def _gradient_sums_add(worker, gy, x, y, R, C, mean, gr, past, sums, workers, L):
     """The same sums of gr = gy where y > 0, which is written: the shortcut's gradient."""
     begin, end = worker * R // workers, (worker + 1) * R // workers
-    part = np.empty(2 * L, x.dtype)
+    part = np.zeros(2 * C, x.dtype)
     for block in range(begin, end, BLOCK):
-        stop = min(block + BLOCK, end)
-        for c in range(0, C, L):
-            m, a, b = load(mean, c), fill(x, 0.0), fill(x, 0.0)
-            for r in range(block, stop):
+        for r in range(block, min(block + BLOCK, end)):
+            for c in range(0, C, L):
                 at = r * C + c
                 g = where_positive(load(y, at), load(gy, at))
                 put(gr, at, g, past)
-                a = a + g
-                b = fmuladd(g, load(x, at) - m, b)
-            _add_block(a, b, sums[worker], c, part, L)
+                _add(part, c, C, g, g, load(x, at) - load(mean, c))
+        _end_block(part, C, sums[worker])
 
 
 @parallel
@@ -142,9 +142,23 @@ def _input_gradient(
             put(gx, at, g - d * load(along, c), past)
 
 
-def _no_sums(C: int) -> Any:
-    """Zeros for the two sums of each worker and channel."""
-    return np.zeros((num_threads(), 2, C))
+def _rows_at_once(R: int, C: int, L: int) -> int:
+    """How many rows are summed as if they were one: a sum in memory is waited for unless eight
+    vectors or so lie between it and its next use."""
+    return math.gcd(R, max(1, 8 * L // C))
+
+
+def _summed(kernel: Any, R: int, C: int, arrays: Any, parameters: Any, *rest: Any) -> Any:
+    """What a kernel adds up over R rows: (2, C), in float64; the bits depend on nothing else.
+
+    arrays: flat, of R * C elements. parameters: (C,).
+    """
+    workers, L = num_threads(), lanes(arrays[0].dtype)
+    times = _rows_at_once(R, C, L)
+    sums = np.zeros((workers, 2, times * C))
+    parameters = [np.tile(p, times) if times > 1 else p for p in parameters]
+    kernel(*arrays, R // times, times * C, *parameters, *rest, sums, workers, L)
+    return sums.reshape(workers, 2, times, C).sum(axis=(0, 2))
 
 
 def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -152,9 +166,7 @@ def batch_norm_statistics(x: Any, eps: float) -> tuple[Any, Any, Any]:
     flat = rows(x)
     R, C = flat.shape
     shift = flat[:16].mean(axis=0)
-    sums = _no_sums(C)
-    _moments(flat.reshape(-1), R, C, shift, sums, len(sums), lanes(x.dtype))
-    total, square = sums.sum(axis=0) / R
+    total, square = _summed(_moments, R, C, [flat.reshape(-1)], [shift]) / R
     var = np.maximum(square - total * total, 0.0)
     inv_std = (1.0 / np.sqrt(var + eps)).astype(x.dtype)
     return (shift + total).astype(x.dtype), var.astype(x.dtype), inv_std
@@ -200,12 +212,9 @@ def _grad(
     gy: Any, x: Any, gamma: Any, beta: Any, mean: Any, inv_std: Any, relu: bool
 ) -> tuple[Any, Any, Any]:
     dy, flat, mean = rows(gy), rows(x), np.ascontiguousarray(mean)
-    sums = _no_sums(x.shape[1])
-    _gradient_sums(
-        dy.reshape(-1), flat.reshape(-1), *flat.shape, mean, *_affine(gamma, beta, inv_std), relu,
-        sums, len(sums), lanes(x.dtype),
-    )  # fmt: skip
-    gx, sums = memory.empty_like(flat), sums.sum(axis=0)
+    arrays, parameters = (dy.reshape(-1), flat.reshape(-1)), _affine(gamma, beta, inv_std)
+    sums = _summed(_gradient_sums, *flat.shape, arrays, (mean, *parameters), relu)
+    gx = memory.empty_like(flat)
     gx, ggamma, gbeta = _gradients(dy, flat, sums, gamma, beta, mean, inv_std, relu, gx)
     return from_rows(gx, x.shape), ggamma, gbeta
 
@@ -272,13 +281,12 @@ def batch_norm_add_relu_grad(
 ) -> tuple[Any, Any, Any, Any]:
     """Mask, shortcut gradient and both sums in one pass, the input gradient in another."""
     flat, mean = rows(x), np.ascontiguousarray(mean)
-    gr, sums = memory.empty_like(flat), _no_sums(x.shape[1])
-    _gradient_sums_add(
-        rows(gy).reshape(-1), flat.reshape(-1), rows(y).reshape(-1), *flat.shape, mean,
-        gr.reshape(-1), streams(gr), sums, len(sums), lanes(x.dtype),
-    )  # fmt: skip
+    gr, arrays = memory.empty_like(flat), [rows(a).reshape(-1) for a in (gy, flat, y)]
+    sums = _summed(
+        _gradient_sums_add, *flat.shape, arrays, [mean], gr.reshape(-1), streams(gr)
+    )
     gx, ggamma, gbeta = _gradients(
-        gr, flat, sums.sum(axis=0), gamma, None, mean, inv_std, False, memory.empty_like(flat)
+        gr, flat, sums, gamma, None, mean, inv_std, False, memory.empty_like(flat)
     )
     return from_rows(gx, x.shape), from_rows(gr, x.shape), ggamma, gbeta
 
