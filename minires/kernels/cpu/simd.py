@@ -69,8 +69,9 @@ def llvm_vector(dtype: Any) -> Any:
 
 
 def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
-    return builder.gep(data, [index])
+    if isinstance(array_type, types.Array):
+        array = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
+    return builder.gep(array, [index])
 
 
 def emit_load(builder: Any, pointer: Any, dtype: Any) -> Any:
@@ -90,6 +91,9 @@ def emit_splat(builder: Any, scalar: Any, dtype: Any) -> Any:
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _int32(0))
     mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+
+
+_INT64 = ir.IntType(64)
 
 
 def _int32(value: int) -> Any:
@@ -113,7 +117,37 @@ def emit_prefetch(builder: Any, pointer: Any, write: bool) -> None:
 
 
 def _flat(array: Any) -> bool:
+    if isinstance(array, types.CPointer):
+        return True
     return isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+
+
+@intrinsic
+def start(typingctx: Any, array: Any) -> Any:
+    """A pointer to a flat array's first element, which every function here takes for the array.
+
+    For functions on the way of tiles: Numba hands an array on as seven words, and counts
+    references to it, a call each time. The array must outlive the pointer.
+    """
+    if not _flat(array):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return element_pointer(context, builder, sig.args[0], args[0], ir.Constant(_INT64, 0))
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def lanes_of(typingctx: Any, array: Any) -> Any:
+    """How many elements of a flat array one vector holds: a constant in compiled code."""
+    if not _flat(array):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(_INT64, VectorType(sig.args[0].dtype).lanes)
+
+    return types.intp(array), codegen
 
 
 @intrinsic

@@ -125,7 +125,7 @@ def load_tiles(
 ):  # fmt: skip
     """Transform `channels` channels, from `begin` on, of tiles first, ..., first + count - 1.
 
-    Element by element, as `Steps` says, from v[at] on. before: as in `winograd_tiles.load_tiles`.
+    Element by element, as `Steps` says, from v[at] on. before: as in `winograd_tiles.load_tile`.
     """
     H, W, C = shape
     size = view.size

@@ -10,7 +10,8 @@ Workers own fixed ranges of tiles, so the result does not depend on which one is
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,15 +24,17 @@ from minires.kernels.cpu.finishing import (
     merged_moments,
     part_of,
 )
-from minires.kernels.cpu.simd import lanes, streams
+from minires.kernels.cpu.simd import lanes, start, streams
 from minires.kernels.cpu.team import parallel
+from minires.kernels.cpu.tile import offset
 from minires.kernels.cpu.winograd_moments import pixels_before
 from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, ask_for, multiply
-from minires.kernels.cpu.winograd_tiles import (
-    constants,
-    load_gradient_tiles,
-    load_tiles,
-    store_tiles,
+from minires.kernels.cpu.winograd_runs import (
+    ROOM,
+    ends_of,
+    load_gradient_runs,
+    load_runs,
+    store_runs,
 )
 from minires.kernels.cpu.winograd_weights import (
     inverse_rows,
@@ -55,63 +58,59 @@ SMALL = 64 * 64  # channel pairs up to which a U of one's own comes sooner than 
 
 @parallel
 def _convolve(
-    worker, x, before, weight, columns, swap, u, own, y, past, finish, shape, out, tiles, pad,
-    batch, workers, work, L, wide,
+    worker, x, before, weight, columns, swap, own, y, past, finish, shape, out, tiles, pad, batch,
+    workers, work, room, L, wide,
 ):  # fmt: skip
     """Each worker takes `batch` tiles at a time through all three steps.
 
-    own: u has room for a U per worker, which each makes itself; otherwise it is U.
+    work: a room for each worker, then U, or one for each, which it makes itself, if `own`.
     past: whether to write y past the caches.
     before, finish: as `finishing.py` describes them.
     """
     C, O = shape[2], out[2]
-    size = ELEMENTS * C * O
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
     batches = (total + batch - 1) // batch
     v_step, m_step = batch * C + L, batch * O + L
     x_tile, y_tile = x.size // total, y.size // total  # numbers per tile: where tiles lie, roughly
     x_share, y_share = batch * x_tile // ELEMENTS + 1, batch * y_tile // ELEMENTS + 1
     ahead = 0 if batch % tiles[1] == 0 else tiles[1]  # a row of tiles needs four rows of pixels
-    k = constants(x)
-    u_at = 0
+    v_at = worker * room
+    m_at = v_at + ELEMENTS * v_step
+    z_at = m_at + ELEMENTS * m_step
+    u_at = workers * room
     if own:
-        u_at = worker * size
-        transform_panels(weight, columns, swap, C, O, 2 * L if wide else L, 0, 1, u, u_at, L)
-    v = work[worker, : ELEMENTS * v_step]
-    m = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + m_step)]
-    patch = work[worker, ELEMENTS * (v_step + m_step) :]
-    part = part_of(finish, worker)
-    start = worker * batches // workers
-    for b in range(start, (worker + 1) * batches // workers):
+        u_at += worker * ELEMENTS * C * O
+        transform_panels(weight, columns, swap, C, O, 2 * L if wide else L, 0, 1, work, u_at, L)
+    ends = ends_of(part_of(finish, worker), past)
+    x, before, active, y, work = start(x), start(before), before.size > 0, start(y), start(work)
+    v, m, z = offset(work, v_at), offset(work, m_at), offset(work, z_at)
+    begin = worker * batches // workers
+    for b in range(begin, (worker + 1) * batches // workers):
         first = b * batch
         count = min(batch, total - first)
-        load_tiles(
-            x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
-        )  # fmt: skip
+        load_runs(x, before, active, shape, tiles, pad, first, count, v, v_step, z)
         for e in range(ELEMENTS):
             ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
             ask = (first + ahead) * y_tile + e * y_share
             if not past:
                 ask_for(y, ask, y_share, L)
-            if part.shortcut.size > 0:
-                ask_for(part.shortcut, ask, y_share, L)
-            if part.x.size > 0:
-                ask_for(part.x, ask, y_share, L)
-            if part.output.size > 0:
-                ask_for(part.output, ask, y_share, L)
+            if ends.added:
+                ask_for(ends.shortcut, ask, y_share, L)
+            if ends.masks:
+                ask_for(ends.x, ask, y_share, L)
+            if ends.gated:
+                ask_for(ends.output, ask, y_share, L)
             multiply(
-                v, e * v_step, C, u, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
+                v, e * v_step, C, work, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
             )  # fmt: skip
-        store_tiles(
-            m, m_step, out, tiles, first, count, 0, O, y, past, b == start, part, patch, L, k
-        )  # fmt: skip
+        store_runs(m, m_step, out, tiles, first, count, y, b == begin, ends, z)
 
 
 @parallel
 def _weight_gradient(
-    worker, x, before, gy, du, shape, out, tiles, pad, batch, workers, work, L, wide
+    worker, x, before, gy, shape, out, tiles, pad, batch, workers, work, room, L, wide
 ):  # fmt: skip
-    """Each worker sums the products of its own tiles into its part of du."""
+    """Each worker sums the products of its own tiles into its dU, behind the workers' rooms."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
     batches = (total + batch - 1) // batch
@@ -119,25 +118,22 @@ def _weight_gradient(
     x_tile, y_tile = x.size // total, gy.size // total
     x_share, y_share = batch * x_tile // ELEMENTS + 1, batch * y_tile // ELEMENTS + 1
     ahead = batch + (0 if batch % tiles[1] == 0 else tiles[1])
-    size = ELEMENTS * C * O
-    k = constants(x)
-    v = work[worker, : ELEMENTS * v_step]
-    w = work[worker, ELEMENTS * v_step : ELEMENTS * (v_step + w_step)]
-    patch = work[worker, ELEMENTS * (v_step + w_step) :]
-    mine = du[worker * size : (worker + 1) * size]
-    start = worker * batches // workers
-    for b in range(start, (worker + 1) * batches // workers):
+    x, before, active, gy, work = start(x), start(before), before.size > 0, start(gy), start(work)
+    v = offset(work, worker * room)
+    w = offset(v, ELEMENTS * v_step)
+    z = offset(w, ELEMENTS * w_step)
+    du = offset(work, workers * room + worker * ELEMENTS * C * O)
+    begin = worker * batches // workers
+    for b in range(begin, (worker + 1) * batches // workers):
         first = b * batch
         count = min(batch, total - first)
-        load_tiles(
-            x, before, shape, tiles, pad, first, count, 0, C, v, 0, v_step, patch, L, k
-        )  # fmt: skip
-        load_gradient_tiles(gy, out, tiles, first, count, 0, O, w, 0, w_step, patch, L, k)
+        load_runs(x, before, active, shape, tiles, pad, first, count, v, v_step, z)
+        load_gradient_runs(gy, out, tiles, first, count, w, w_step, z)
         for e in range(ELEMENTS):
             ask_for(x, (first + ahead) * x_tile + e * x_share, x_share, L)
             ask_for(gy, (first + ahead) * y_tile + e * y_share, y_share, L)
             accumulate(
-                w, e * w_step, O, v, e * v_step, C, mine, e * C * O, count, L, wide, b > start
+                w, e * w_step, O, v, e * v_step, C, du, e * C * O, count, L, wide, b > begin
             )  # fmt: skip
 
 
@@ -147,8 +143,33 @@ def _batch(total: int, workers: int, C: int, O: int) -> int:
     return -(-min(MAX_BATCH, most, max(1, total // workers)) // ROWS) * ROWS
 
 
-def _tiles(out: tuple[int, int]) -> tuple[int, int]:
-    return -(-out[0] // 4), -(-out[1] // 4)
+class Plan(NamedTuple):
+    """What the sizes decide.
+
+    batch: tiles that a worker takes at a time. room: numbers that it keeps, two batches of
+    transformed tiles and a run's columns. own: each makes its own U. pixels: of each worker's y.
+    """
+
+    tiles: tuple[int, int]
+    total: int
+    batch: int
+    workers: int
+    own: bool
+    room: int
+    pixels: Any
+
+
+@lru_cache(maxsize=1024)
+def _plan(N: int, C: int, O: int, out: tuple[int, int], workers: int, L: int) -> Plan:
+    tiles = -(-out[0] // 4), -(-out[1] // 4)
+    total = N * tiles[0] * tiles[1]
+    batch = _batch(total, workers, C, O)
+    batches = -(-total // batch)
+    own = C * O <= SMALL
+    room = ELEMENTS * (batch * (C + O) + 2 * L) + ROOM * L
+    ends = [min(part * batches // workers * batch, total) for part in range(workers + 1)]
+    pixels = np.diff([pixels_before(end, tiles, out) for end in ends])
+    return Plan(tiles, total, batch, workers, own, room, pixels)
 
 
 def _run(
@@ -161,44 +182,37 @@ def _run(
     before, after, moments: see `conv2d_fused`; rectified: `conv2d_grad_input_fused`.
     """
     N, H, W, C = x.shape
-    O, columns = weight.shape[1 if swap else 0], weight.shape[1]
-    L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
+    dtype, O, columns = x.dtype, weight.shape[1 if swap else 0], weight.shape[1]
     y = memory.empty((N, *out, O), dtype) if total is None else total
-    tiles, norm, large = _tiles(out), flat_before(before, dtype), C * O >= LARGE
-    count = N * tiles[0] * tiles[1]
-    parts = winograd_blocked.chunks(count, O, dtype, workers) if large else workers
+    L, large = lanes(dtype), C * O >= LARGE
+    plan = _plan(N, C, O, out, num_threads(), L)
+    workers = plan.workers
+    parts = winograd_blocked.chunks(plan.total, O, dtype, workers) if large else workers
     if rectified is None:
         finish = finish_of(after, moments, O, parts, dtype)
     else:
         finish = masking(rectified, parts)
+    flat_y, norm, pixels = y.reshape(-1), flat_before(before, dtype), plan.pixels
     if total is not None:
-        finish = finish._replace(shortcut=y.reshape(-1))
+        finish = finish._replace(shortcut=flat_y)
     if large:
         pixels = winograd_blocked.convolve(x, norm, weight, swap, y, finish, pad, parts, workers)
     else:
-        wide, own = O % (2 * L) == 0, C * O <= SMALL
-        weight = np.ascontiguousarray(weight).reshape(-1)
-        u = memory.empty(ELEMENTS * C * O * (workers if own else 1), dtype)
-        if not own:
-            transform_weight(weight, columns, swap, C, O, 2 * L if wide else L, workers, u, L)
-        batch = _batch(count, workers, C, O)
-        work = memory.empty((workers, _room(batch, C, O, L)), dtype)
+        flat_weight, wide = np.ascontiguousarray(weight).reshape(-1), O % (2 * L) == 0
+        rooms = workers * plan.room
+        work = memory.empty(rooms + ELEMENTS * C * O * (workers if plan.own else 1), dtype)
+        if not plan.own:
+            transform_weight(
+                flat_weight, columns, swap, C, O, 2 * L if wide else L, workers, work[rooms:], L
+            )  # fmt: skip
         _convolve(
-            x.reshape(-1), norm, weight, columns, swap, u, own, y.reshape(-1),
-            after is not None and streams(y, PAST), finish, (H, W, C), (*out, O), tiles, pad,
-            batch, workers, work, L, wide,
+            x.reshape(-1), norm, flat_weight, columns, swap, plan.own, flat_y,
+            after is not None and streams(y, PAST), finish, (H, W, C), (*out, O), plan.tiles, pad,
+            plan.batch, workers, work, plan.room, L, wide,
         )  # fmt: skip
-        batches = -(-count // batch)
-        ends = [min(part * batches // parts * batch, count) for part in range(parts + 1)]
-        pixels = np.diff([pixels_before(end, tiles, out) for end in ends])
     if rectified is not None:
-        return to_nchw(y), finish.sums.sum(axis=0)
+        return to_nchw(y), np.add.reduce(finish.sums)
     return (to_nchw(y), *merged_moments(finish, pixels)) if moments else to_nchw(y)
-
-
-def _room(batch: int, C: int, O: int, L: int) -> int:
-    """Numbers that a worker keeps: two batches of transformed tiles, and a tile at an edge."""
-    return ELEMENTS * (batch * (C + O) + 2 * L + max(C, O))
 
 
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
@@ -223,9 +237,7 @@ def conv2d_grad_input(
     """Winograd F(4x4, 3x3) of the upstream gradient with the rotated kernel."""
     pad = (2 - g.padding[0], 2 - g.padding[1])
     total = None if total is None else to_nhwc(total)
-    return _run(
-        to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=total, rectified=rectified
-    )
+    return _run(to_nhwc(gy), weight, pad, (g.H, g.W), swap=True, total=total, rectified=rectified)
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
@@ -249,22 +261,22 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
 def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | None) -> Any:
     """The same of a normalised and rectified x, see `kernels/fusing.py`."""
     x, gy = to_nhwc(x), to_nhwc(gy)
-    L, dtype, workers = lanes(x.dtype), x.dtype, num_threads()
-    C, O, tiles = g.C, g.O, _tiles(g.out)
+    dtype, C, O = x.dtype, g.C, g.O
+    L, workers = lanes(dtype), num_threads()
     gweight, norm = memory.empty((O, C, 3, 3), dtype), flat_before(before, dtype)
     if C * O >= LARGE_GRADIENT:
         winograd_blocked.weight_gradient(x, norm, gy, gweight, g.padding, workers)
         return gweight
-    batch = _batch(g.N * tiles[0] * tiles[1], workers, C, O)
-    workers = min(workers, -(-g.N * tiles[0] * tiles[1] // batch))
-    work = memory.empty((workers, _room(batch, C, O, L)), dtype)
-    du = memory.empty(workers * ELEMENTS * C * O, dtype)
+    plan, size = _plan(g.N, C, O, g.out, workers, L), ELEMENTS * C * O
+    workers = min(workers, -(-plan.total // plan.batch))
+    rooms = workers * plan.room
+    work = memory.empty(rooms + workers * size, dtype)
     _weight_gradient(
-        x.reshape(-1), norm, gy.reshape(-1), du, (g.H, g.W, C), (*g.out, O), tiles, g.padding,
-        batch, workers, work, L, C % (2 * L) == 0,
+        x.reshape(-1), norm, gy.reshape(-1), (g.H, g.W, C), (*g.out, O), plan.tiles, g.padding,
+        plan.batch, workers, work, plan.room, L, C % (2 * L) == 0,
     )  # fmt: skip
-    if C * O <= SMALL:
-        inverse_rows(du, O, C, 0, 1, gweight.reshape(-1), L)
+    if plan.own:
+        inverse_rows(work[rooms:], O, C, 0, 1, gweight.reshape(-1), L)
     else:
-        inverse_weight(du, O, C, workers, gweight.reshape(-1), L)
+        inverse_weight(work[rooms:], O, C, workers, gweight.reshape(-1), L)
     return gweight

@@ -103,7 +103,7 @@ def _pair(d1, d2, d3, d4, p, qq):
 
 
 @njit(cache=True)
-def _bt(d0, d1, d2, d3, d4, d5, k):
+def b_transposed(d0, d1, d2, d3, d4, d5, k):
     """B^T d for one line of six vectors."""
     plus_a, minus_a = _pair(d1, d2, d3, d4, k.a, k.bb)
     plus_b, minus_b = _pair(d1, d2, d3, d4, k.b, k.aa)
@@ -111,7 +111,7 @@ def _bt(d0, d1, d2, d3, d4, d5, k):
 
 
 @njit(cache=True)
-def _at(m0, m1, m2, m3, m4, m5, k):
+def a_transposed(m0, m1, m2, m3, m4, m5, k):
     """A^T m for one line of six vectors: four outputs."""
     sum_a, diff_a = m1 + m2, m1 - m2
     sum_b, diff_b = m3 + m4, m3 - m4
@@ -124,7 +124,7 @@ def _at(m0, m1, m2, m3, m4, m5, k):
 
 
 @njit(cache=True)
-def _a(y0, y1, y2, y3, k):
+def a_times(y0, y1, y2, y3, k):
     """A y for one line of four vectors: the adjoint of `_at`."""
     even_a, odd_a = fmuladd(k.aa, y2, y0), fmuladd(k.aaa, y3, k.a * y1)
     even_b, odd_b = fmuladd(k.bb, y2, y0), fmuladd(k.bbb, y3, k.b * y1)
@@ -132,7 +132,7 @@ def _a(y0, y1, y2, y3, k):
 
 
 @njit(cache=True)
-def _store6(out, at, step, v):
+def store6(out, at, step, v):
     store(out, at, v[0])
     store(out, at + step, v[1])
     store(out, at + 2 * step, v[2])
@@ -161,7 +161,7 @@ def _input_rest(x, p, row, C, out, q, step, k):
     z3 = _load_rest(x, p + 3 * C, row, k)
     z4 = _load_rest(x, p + 4 * C, row, k)
     z5 = _load_rest(x, p + 5 * C, row, k)
-    _store6(out, q, step, _bt(z0, z1, z2, z3, z4, z5, k))
+    store6(out, q, step, b_transposed(z0, z1, z2, z3, z4, z5, k))
 
 
 @njit(cache=True, forceinline=True)
@@ -173,8 +173,8 @@ def _input_pair(x, p, row, C, out, q, step, point, qq, k):
     z3 = _load_pair(x, p + 3 * C, row, point, qq)
     z4 = _load_pair(x, p + 4 * C, row, point, qq)
     z5 = _load_pair(x, p + 5 * C, row, point, qq)
-    _store6(out, q, step, _bt(z0[0], z1[0], z2[0], z3[0], z4[0], z5[0], k))
-    _store6(out, q + 6 * step, step, _bt(z0[1], z1[1], z2[1], z3[1], z4[1], z5[1], k))
+    store6(out, q, step, b_transposed(z0[0], z1[0], z2[0], z3[0], z4[0], z5[0], k))
+    store6(out, q + 6 * step, step, b_transposed(z0[1], z1[1], z2[1], z3[1], z4[1], z5[1], k))
 
 
 @njit(cache=True, forceinline=True)
@@ -195,7 +195,7 @@ def _input_tile(x, at, row, C, channels, out, to, step, L, k):
 
 @njit(cache=True)
 def _output_line(m, at, step, k):
-    return _at(
+    return a_transposed(
         load(m, at),
         load(m, at + 6 * step),
         load(m, at + 12 * step),
@@ -207,7 +207,7 @@ def _output_line(m, at, step, k):
 
 
 @njit(cache=True)
-def _store4(out, at, step, v):
+def store4(out, at, step, v):
     store(out, at, v[0])
     store(out, at + step, v[1])
     store(out, at + 2 * step, v[2])
@@ -226,34 +226,41 @@ def _output_tile(m, at, step, y, to, row, O, channels, L, k):
         m3 = _output_line(m, p + 3 * step, step, k)
         m4 = _output_line(m, p + 4 * step, step, k)
         m5 = _output_line(m, p + 5 * step, step, k)
-        _store4(y, q, O, _at(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0], k))
-        _store4(y, q + row, O, _at(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], k))
-        _store4(y, q + 2 * row, O, _at(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], k))
-        _store4(y, q + 3 * row, O, _at(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], k))
+        store4(y, q, O, a_transposed(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0], k))
+        store4(y, q + row, O, a_transposed(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1], k))
+        store4(y, q + 2 * row, O, a_transposed(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2], k))
+        store4(y, q + 3 * row, O, a_transposed(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3], k))
         o += L
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _gradient_line(gy, at, row, k):
-    return _a(load(gy, at), load(gy, at + row), load(gy, at + 2 * row), load(gy, at + 3 * row), k)
+    return a_times(
+        load(gy, at), load(gy, at + row), load(gy, at + 2 * row), load(gy, at + 3 * row), k
+    )  # fmt: skip
+
+
+@njit(cache=True, forceinline=True)
+def gradient_vector(gy, at, row, O, out, to, step, k):
+    """A gy A^T of one vector of a 4x4 tile: gy[at + i*row + j*O] -> out[to + (6*i + j)*step]."""
+    g0 = _gradient_line(gy, at, row, k)
+    g1 = _gradient_line(gy, at + O, row, k)
+    g2 = _gradient_line(gy, at + 2 * O, row, k)
+    g3 = _gradient_line(gy, at + 3 * O, row, k)
+    store6(out, to, step, a_times(g0[0], g1[0], g2[0], g3[0], k))
+    store6(out, to + 6 * step, step, a_times(g0[1], g1[1], g2[1], g3[1], k))
+    store6(out, to + 12 * step, step, a_times(g0[2], g1[2], g2[2], g3[2], k))
+    store6(out, to + 18 * step, step, a_times(g0[3], g1[3], g2[3], g3[3], k))
+    store6(out, to + 24 * step, step, a_times(g0[4], g1[4], g2[4], g3[4], k))
+    store6(out, to + 30 * step, step, a_times(g0[5], g1[5], g2[5], g3[5], k))
 
 
 @njit(cache=True, forceinline=True)
 def _gradient_tile(gy, at, row, O, channels, out, to, step, L, k):
-    """A gy A^T of one 4x4 tile: gy[at + i*row + j*O + o] -> out[to + (6*i + j)*step + o]."""
+    """The same of `channels` channels."""
     o = 0
     while o < channels:
-        p, q = at + o, to + o
-        g0 = _gradient_line(gy, p, row, k)
-        g1 = _gradient_line(gy, p + O, row, k)
-        g2 = _gradient_line(gy, p + 2 * O, row, k)
-        g3 = _gradient_line(gy, p + 3 * O, row, k)
-        _store6(out, q, step, _a(g0[0], g1[0], g2[0], g3[0], k))
-        _store6(out, q + 6 * step, step, _a(g0[1], g1[1], g2[1], g3[1], k))
-        _store6(out, q + 12 * step, step, _a(g0[2], g1[2], g2[2], g3[2], k))
-        _store6(out, q + 18 * step, step, _a(g0[3], g1[3], g2[3], g3[3], k))
-        _store6(out, q + 24 * step, step, _a(g0[4], g1[4], g2[4], g3[4], k))
-        _store6(out, q + 30 * step, step, _a(g0[5], g1[5], g2[5], g3[5], k))
+        gradient_vector(gy, at + o, row, O, out, to + o, step, k)
         o += L
 
 
@@ -293,29 +300,16 @@ def activate_window(x, n, H, W, C, top, left, size, begin, channels, before, pat
         c += L
 
 
-@njit(cache=True)
-def _place(first, rows, cols):
-    """Image, row and column of a tile."""
-    n, rest = divmod(first, rows * cols)
-    return n, rest // cols, rest % cols
-
-
-@njit(cache=True, forceinline=True)
-def _next_place(n, row, col, rows, cols):
-    """Those of the tile after it, without a division."""
-    col += 1
-    if col == cols:
-        row, col = row + 1, 0
-        if row == rows:
-            n, row = n + 1, 0
-    return n, row, col
-
-
 @njit(cache=True, forceinline=True)
 def load_tile(
     x, before, shape, n, top, left, begin, channels, v, to, step, patch, L, k
 ):  # fmt: skip
-    """Transform the 6x6 pixels of image n from (top, left) on, as `load_tiles` does, to v[to]."""
+    """Transform `channels` channels, from `begin` on, of the 6x6 pixels of image n from (top, left)
+    on, to v[to + (6*i + j)*step + c].
+
+    before: mean, scale and shift of all channels, to transform relu((x - mean) * scale + shift);
+    of size 0 to transform x itself.
+    """
     H, W, C = shape
     inside = top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W
     if inside and before.size == 0:
@@ -327,24 +321,6 @@ def load_tile(
         else:
             activate_window(x, n, H, W, C, top, left, 6, begin, channels, before, patch, L)
         _input_tile(patch, 0, 6 * channels, channels, channels, v, to, step, L, k)
-
-
-@njit(cache=True)
-def load_tiles(
-    x, before, shape, tiles, pad, first, count, begin, channels, v, at, step, patch, L, k
-):  # fmt: skip
-    """Transform `channels` channels, from `begin` on, of input tiles first, ..., first + count - 1.
-
-    v[at + (6*i + j)*step + t*channels + c], t and c counted from `first` and `begin`.
-    before: mean, scale and shift of all channels, to transform relu((x - mean) * scale + shift);
-    of size 0 to transform x itself.
-    """
-    rows, cols = tiles
-    n, row, col = _place(first, rows, cols)
-    for to in range(at, at + count * channels, channels):
-        top, left = row * 4 - pad[0], col * 4 - pad[1]
-        load_tile(x, before, shape, n, top, left, begin, channels, v, to, step, patch, L, k)
-        n, row, col = _next_place(n, row, col, rows, cols)
 
 
 @njit(cache=True, forceinline=True)
@@ -365,29 +341,15 @@ def load_gradient_tile(
     _gradient_tile(patch, 0, 4 * channels, channels, channels, w, to, step, L, k)
 
 
-@njit(cache=True)
-def load_gradient_tiles(gy, shape, tiles, first, count, begin, channels, w, at, step, patch, L, k):
-    """Transform upstream gradient tiles, as `load_tiles` does input tiles."""
-    OH, OW, O = shape
-    rows, cols = tiles
-    n, row, col = _place(first, rows, cols)
-    for to in range(at, at + count * channels, channels):
-        top, left = row * 4, col * 4
-        corner = ((n * OH + top) * OW + left) * O + begin
-        load_gradient_tile(
-            gy, corner, OW * O, O, min(4, OH - top), min(4, OW - left), channels, w, to, step,
-            patch, L, k,
-        )  # fmt: skip
-        n, row, col = _next_place(n, row, col, rows, cols)
-
-
 @njit(cache=True, forceinline=True)
 def store_tile(
     m, at, step, y, corner, row, O, height, width, begin, channels, past, opens, finish, patch, L, k
 ):  # fmt: skip
     """Transform m[at + (6*i + j)*step + o] into y[corner + i*row + j*O + o], i < height, j < width.
 
-    opens: whether the tile is the part's first; the rest as `store_tiles` says.
+    past: whether to write y past the caches. opens: whether the tile is the part's first. finish:
+    what `finishing.py` says, for one part; its shortcut may be y itself, whose numbers are added to
+    then.
     """
     shift, shortcut, rectify = finish.shift, finish.shortcut, finish.rectify
     plain = shift.size == 0 and shortcut.size == 0 and finish.x.size == 0 and not past
@@ -421,26 +383,3 @@ def store_tile(
                 o += L
     if finish.sums.size > 0:  # of patch: what went past the caches is not read again
         add_tile(patch, 0, height, width, line, channels, begin, channels, opens, finish, L)
-
-
-@njit(cache=True)
-def store_tiles(
-    m, step, shape, tiles, first, count, begin, channels, y, past, begins, finish, patch, L, k
-):  # fmt: skip
-    """Transform products m[(6*i + j)*step + t*channels + o] back into pixels of y.
-
-    past: whether to write y past the caches. begins: whether these tiles are the part's first.
-    finish: what `finishing.py` says, for one part; its shortcut may be y itself, whose numbers are
-    added to then.
-    """
-    OH, OW, O = shape
-    rows, cols = tiles
-    n, row, col = _place(first, rows, cols)
-    for at in range(0, count * channels, channels):
-        top, left = row * 4, col * 4
-        corner = ((n * OH + top) * OW + left) * O + begin
-        store_tile(
-            m, at, step, y, corner, OW * O, O, min(4, OH - top), min(4, OW - left), begin, channels,
-            past, begins and at == 0, finish, patch, L, k,
-        )  # fmt: skip
-        n, row, col = _next_place(n, row, col, rows, cols)
