@@ -29,6 +29,7 @@ from minires.kernels.cpu.copying import add_run, clear_run, copy_run, copy_windo
 from minires.kernels.cpu.elementwise import add
 from minires.kernels.cpu.finishing import (
     Finish,
+    added_sums,
     check_before,
     finish_of,
     finish_rows,
@@ -280,4 +281,4 @@ def conv2d_grad_input_fused(
     gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype) if fresh else to_nhwc(total)
     finish = masking(rectified, num_threads())
     gx = _transposed(gy, weight, g, gx, FRESH if fresh else ONTO, finish)
-    return gx, finish.sums.sum(axis=0)
+    return gx, added_sums(finish)

@@ -18,6 +18,7 @@ import numpy as np
 
 from minires.kernels import memory
 from minires.kernels.cpu.finishing import (
+    added_sums,
     finish_of,
     flat_before,
     masking,
@@ -252,7 +253,7 @@ def _run(
     for step in steps:
         step(problem, num_threads())
     if rectified is not None:
-        return to_nchw(y), finish.sums.sum(axis=0)
+        return to_nchw(y), added_sums(finish)
     return (to_nchw(y), *merged_moments(finish, counts)) if moments else to_nchw(y)
 
 

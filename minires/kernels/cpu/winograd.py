@@ -18,13 +18,14 @@ import numpy as np
 from minires.kernels import memory
 from minires.kernels.cpu import winograd_blocked
 from minires.kernels.cpu.finishing import (
+    added_sums,
     finish_of,
     flat_before,
     masking,
     merged_moments,
     part_of,
 )
-from minires.kernels.cpu.simd import lanes, start, streams
+from minires.kernels.cpu.simd import VECTOR_BYTES, start, streams
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import offset
 from minires.kernels.cpu.winograd_moments import pixels_before
@@ -37,7 +38,6 @@ from minires.kernels.cpu.winograd_runs import (
     store_runs,
 )
 from minires.kernels.cpu.winograd_weights import (
-    inverse_rows,
     inverse_weight,
     transform_panels,
     transform_weight,
@@ -155,21 +155,22 @@ class Plan(NamedTuple):
     batch: int
     workers: int
     own: bool
+    L: int
     room: int
     pixels: Any
 
 
 @lru_cache(maxsize=1024)
-def _plan(N: int, C: int, O: int, out: tuple[int, int], workers: int, L: int) -> Plan:
+def _plan(N: int, C: int, O: int, out: tuple[int, int], itemsize: int, workers: int) -> Plan:
     tiles = -(-out[0] // 4), -(-out[1] // 4)
     total = N * tiles[0] * tiles[1]
     batch = _batch(total, workers, C, O)
     batches = -(-total // batch)
-    own = C * O <= SMALL
+    own, L = C * O <= SMALL, VECTOR_BYTES // itemsize
     room = ELEMENTS * (batch * (C + O) + 2 * L) + ROOM * L
     ends = [min(part * batches // workers * batch, total) for part in range(workers + 1)]
     pixels = np.diff([pixels_before(end, tiles, out) for end in ends])
-    return Plan(tiles, total, batch, workers, own, room, pixels)
+    return Plan(tiles, total, batch, workers, own, L, room, pixels)
 
 
 def _run(
@@ -184,17 +185,15 @@ def _run(
     N, H, W, C = x.shape
     dtype, O, columns = x.dtype, weight.shape[1 if swap else 0], weight.shape[1]
     y = memory.empty((N, *out, O), dtype) if total is None else total
-    L, large = lanes(dtype), C * O >= LARGE
-    plan = _plan(N, C, O, out, num_threads(), L)
-    workers = plan.workers
+    plan = _plan(N, C, O, out, x.itemsize, num_threads())
+    workers, L, pixels, large = plan.workers, plan.L, plan.pixels, C * O >= LARGE
     parts = winograd_blocked.chunks(plan.total, O, dtype, workers) if large else workers
+    flat_y, norm = y.reshape(-1), flat_before(before, dtype)
+    added = None if total is None else flat_y
     if rectified is None:
-        finish = finish_of(after, moments, O, parts, dtype)
+        finish = finish_of(after, moments, O, parts, dtype, added)
     else:
-        finish = masking(rectified, parts)
-    flat_y, norm, pixels = y.reshape(-1), flat_before(before, dtype), plan.pixels
-    if total is not None:
-        finish = finish._replace(shortcut=flat_y)
+        finish = masking(rectified, parts, added)
     if large:
         pixels = winograd_blocked.convolve(x, norm, weight, swap, y, finish, pad, parts, workers)
     else:
@@ -211,7 +210,7 @@ def _run(
             plan.batch, workers, work, plan.room, L, wide,
         )  # fmt: skip
     if rectified is not None:
-        return to_nchw(y), np.add.reduce(finish.sums)
+        return to_nchw(y), added_sums(finish)
     return (to_nchw(y), *merged_moments(finish, pixels)) if moments else to_nchw(y)
 
 
@@ -261,22 +260,18 @@ def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
 def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | None) -> Any:
     """The same of a normalised and rectified x, see `kernels/fusing.py`."""
     x, gy = to_nhwc(x), to_nhwc(gy)
-    dtype, C, O = x.dtype, g.C, g.O
-    L, workers = lanes(dtype), num_threads()
+    dtype, C, O, workers = x.dtype, g.C, g.O, num_threads()
     gweight, norm = memory.empty((O, C, 3, 3), dtype), flat_before(before, dtype)
     if C * O >= LARGE_GRADIENT:
         winograd_blocked.weight_gradient(x, norm, gy, gweight, g.padding, workers)
         return gweight
-    plan, size = _plan(g.N, C, O, g.out, workers, L), ELEMENTS * C * O
-    workers = min(workers, -(-plan.total // plan.batch))
+    plan, size = _plan(g.N, C, O, g.out, x.itemsize, workers), ELEMENTS * C * O
+    workers, L = min(workers, -(-plan.total // plan.batch)), plan.L
     rooms = workers * plan.room
     work = memory.empty(rooms + workers * size, dtype)
     _weight_gradient(
         x.reshape(-1), norm, gy.reshape(-1), (g.H, g.W, C), (*g.out, O), plan.tiles, g.padding,
         plan.batch, workers, work, plan.room, L, C % (2 * L) == 0,
     )  # fmt: skip
-    if plan.own:
-        inverse_rows(work[rooms:], O, C, 0, 1, gweight.reshape(-1), L)
-    else:
-        inverse_weight(work[rooms:], O, C, workers, gweight.reshape(-1), L)
+    inverse_weight(work[rooms:], O, C, workers, gweight.reshape(-1), L)
     return gweight
