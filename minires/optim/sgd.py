@@ -12,7 +12,7 @@ from minires.kernels.arrays import active, constants, xp_of
 from minires.optim.optimizer import Group, Optimizer, non_negative
 
 FUSED = 1 << 18
-"""Elements of a parameter from which on its step is compiled: one pass instead of five."""
+"""Elements of a group from which on its steps are compiled: one pass for all its parameters."""
 
 SETTINGS = ("lr", "momentum", "dampening", "weight_decay")
 
@@ -49,6 +49,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ) -> None:
         self._fused: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+        self._compiled: dict[int, Any] = {}  # by the identity of a group, on the host
         super().__init__(
             params,
             lr=lr,
@@ -70,7 +71,7 @@ class SGD(Optimizer):
         """On a device in one launch for all, but for the first step with dampening, which differs
         from the later ones."""
         if all(type(parameter._data) is np.ndarray for parameter, _ in changed):
-            super().update_all(changed, group)
+            super().update_all(self._update_compiled(changed, group), group)
             return
         from minires.kernels.cuda.sgd import dense
 
@@ -92,6 +93,34 @@ class SGD(Optimizer):
         for key, pairs in together.items():
             with active(pairs[0][0]._data):
                 self._update_together(key, pairs, group)
+
+    def _update_compiled(
+        self, changed: list[tuple[Tensor, Any]], group: Group
+    ) -> list[tuple[Tensor, Any]]:
+        """One pass over all that one can take, if there is enough of it; returns the others."""
+        state = self.state
+        moving = [pair for pair in changed if "momentum_buffer" in state.get(pair[0], ())]
+        if not group["momentum"] or sum(p._data.size for p, _ in moving) < FUSED:
+            return changed
+        from minires.kernels.cpu import update  # compiled: not for small networks
+
+        parameters, gradients, buffers, taken = [], [], [], set()
+        dtype = moving[0][0]._data.dtype
+        for parameter, gradient in moving:
+            p, v = parameter._data, self.held(parameter, "momentum_buffer")
+            if update.can_update(dtype, p, gradient, v):
+                parameters.append(p)
+                gradients.append(gradient)
+                buffers.append(v)
+                taken.add(id(parameter))
+        if not parameters:
+            return changed
+        fused = self._compiled.get(id(group))
+        if fused is None or not _same(fused.parameters + fused.buffers, parameters + buffers):
+            fused = self._compiled[id(group)] = update.FusedSGD(parameters, buffers)
+        settings = {name: group[name] for name in (*SETTINGS, "nesterov")}
+        fused.step(gradients, **settings)
+        return [pair for pair in changed if id(pair[0]) not in taken]
 
     def _update_together(
         self, key: tuple[str, Any], pairs: list[tuple[Tensor, Any]], group: Group
@@ -135,18 +164,7 @@ class SGD(Optimizer):
     def update(self, parameter: Tensor, gradient: Any, group: Group) -> None:
         p = parameter._data
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
-        here = type(p) is np.ndarray
-        if here and p.size >= FUSED and "momentum_buffer" in self.state.get(parameter, {}):
-            from minires.kernels.cpu import update  # compiled: not for small networks
-
-            v = self.held(parameter, "momentum_buffer")
-            if update.can_update(p, gradient, v):
-                update.sgd(
-                    p, gradient, v, lr, momentum, group["dampening"], weight_decay,
-                    group["nesterov"],
-                )  # fmt: skip
-                return
-        if here and p.dtype.kind == "f":
+        if type(p) is np.ndarray and p.dtype.kind == "f":
             lr, momentum, weight_decay = constants(p.dtype, lr, momentum, weight_decay)
         d = work = self.scratch(p)
         if group["weight_decay"] != 0:

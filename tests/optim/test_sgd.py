@@ -6,7 +6,6 @@ import pytest
 import minires as mr
 from minires import nn
 from minires.optim import SGD
-from minires.optim.sgd import FUSED
 from minires.testing.compare import assert_close
 
 
@@ -106,30 +105,3 @@ def test_memory_is_reused_from_parameter_to_parameter():
             p.grad = mr.Tensor(np.ones(p.shape, np.float32))
         optimiser.step()
     assert [a.size for a in optimiser._scratch.values()] == [100]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"momentum": 0.9},
-        {"momentum": 0.9, "weight_decay": 0.05},
-        {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.01},
-        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
-    ],
-)
-def test_large_parameters_move_as_small_ones_do(settings, dtype, rng) -> None:
-    """They go through a compiled pass; size is no multiple of a vector, to have a rest."""
-    size = FUSED + 5
-    start, gradients = rng.standard_normal(size), rng.standard_normal((4, size))
-    large = mr.nn.Parameter(start.astype(dtype))
-    small = [mr.nn.Parameter(part.astype(dtype)) for part in np.array_split(start, 3)]
-    steps = [SGD([large], lr=0.1, **settings), SGD(small, lr=0.1, **settings)]
-    for gradient in gradients.astype(dtype):
-        large.grad = mr.Tensor(gradient)
-        for parameter, part in zip(small, np.array_split(gradient, 3), strict=True):
-            parameter.grad = mr.Tensor(part)
-        for optimiser in steps:
-            optimiser.step()
-    expected = np.concatenate([parameter.numpy() for parameter in small])
-    assert_close(large.numpy(), expected, rtol=0, atol=32 * np.finfo(dtype).eps)
