@@ -48,7 +48,7 @@ from minires.kernels.cpu.strided_weights import transform_block, transform_panel
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.tilings import Tiling, ranges
-from minires.kernels.cpu.winograd_weights import GROUP
+from minires.kernels.cpu.winograd_weights import GATHERED
 from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
@@ -211,7 +211,7 @@ def _plan(total: int, C: int, O: int, size: int, L: int) -> tuple[Plan, int]:
         room = steps_of(batch, C, L).size + SPARE * (C + width)
     plan = Plan(total, C * O >= LARGE, parts, batch, block, width, panel, panel > L)
     room += steps_of(batch, width, L).size
-    return plan, room + max(size**2 * block, PATCH * L, 9 * GROUP * panel)
+    return plan, room + max(size**2 * block, PATCH * L, GATHERED * panel)
 
 
 def _run(

@@ -27,6 +27,7 @@ from minires.kernels.cpu.strided_tiles import (
 from minires.kernels.cpu.strided_weights import inverse_block
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tilings import Tiling, ranges
+from minires.kernels.cpu.winograd_weights import SCATTERED
 from minires.kernels.fusing import Before
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nhwc
@@ -174,7 +175,7 @@ def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | 
             memory.empty(-(-channels // block) * steps_of(total, block, L).size, dtype)
             for channels in (C, O)
         )
-        room = ELEMENTS * block * block + max(9 * block, view.size**2 * block)
+        room = ELEMENTS * block * block + max(SCATTERED * block, view.size**2 * block)
     else:
         block, batch, v, w = C, min(BATCH, max(1, total // workers)), nothing, nothing
         du = memory.empty(workers * ELEMENTS * C * O, dtype)

@@ -13,7 +13,12 @@ from __future__ import annotations
 from numba import njit
 
 from minires.kernels.cpu.simd import fill, fmuladd, load, store
-from minires.kernels.cpu.winograd_weights import GROUP, gather_taps, scatter_taps, total_of
+from minires.kernels.cpu.winograd_weights import (
+    GROUP,
+    gather_taps,
+    scatter_taps,
+    total_of,
+)
 
 
 @njit(cache=True)
@@ -38,31 +43,32 @@ def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer,
     """U of output channels o, ..., o + panel - 1 and input channels c, ..., c + channels - 1.
 
     u[at + e*step + i*panel + j] for element e, input channel c + i, output channel o + j. C: the
-    weight's second dimension. buffer: 9 * GROUP * panel numbers.
+    weight's second dimension. buffer: GATHERED * panel numbers.
     """
+    corner, tap = (8 * panel, -panel) if swap else (0, panel)
+    row = 3 * tap
     for group in range(0, channels, GROUP):
-        gather_taps(weight, C, swap, o, panel, c + group, buffer)
+        gather_taps(weight, C, swap, o, panel, c + group, buffer, L)
         for i in range(GROUP):
             for j in range(0, panel, L):
-                p, q = i * 9 * panel + j, at + (group + i) * panel + j
-                row = 3 * panel
-                left = _g(load(buffer, p), load(buffer, p + 2 * row), weight)
-                p += panel
+                first, q = i * 9 * panel + corner + j, at + (group + i) * panel + j
+                left = _g(load(buffer, first), load(buffer, first + 2 * row), weight)
+                p = first + tap
                 _store5(
                     u, q + 25 * step, step, _g(load(buffer, p), load(buffer, p + 2 * row), weight)
                 )  # fmt: skip
-                p += panel
+                p += tap
                 right = _g(load(buffer, p), load(buffer, p + 2 * row), weight)
                 _store5(u, q, step, _g(left[0], right[0], weight))
                 _store5(u, q + 5 * step, step, _g(left[1], right[1], weight))
                 _store5(u, q + 10 * step, step, _g(left[2], right[2], weight))
                 _store5(u, q + 15 * step, step, _g(left[3], right[3], weight))
                 _store5(u, q + 20 * step, step, _g(left[4], right[4], weight))
-                p = i * 9 * panel + row + j
+                p = first + row
                 _store5(
-                    u, q + 30 * step, step, _g(load(buffer, p), load(buffer, p + 2 * panel), weight)
+                    u, q + 30 * step, step, _g(load(buffer, p), load(buffer, p + 2 * tap), weight)
                 )  # fmt: skip
-                store(u, q + 35 * step, load(buffer, p + panel))
+                store(u, q + 35 * step, load(buffer, p + tap))
 
 
 @njit(cache=True)
@@ -101,7 +107,7 @@ def inverse_block(du, at, step, size, parts, channels, weight, to, buffer, L):
     """dg for one output channel and `channels` input channels.
 
     du[at + part*size + e*step + c], summed over the parts; weight[to + c*9 + tap].
-    buffer: 9 * channels numbers.
+    buffer: SCATTERED * channels numbers.
     """
     for c in range(0, channels, L):
         p = at + c
@@ -123,4 +129,4 @@ def inverse_block(du, at, step, size, parts, channels, weight, to, buffer, L):
         store(buffer, 6 * channels + c, left[1])
         store(buffer, 7 * channels + c, middle[1])
         store(buffer, 8 * channels + c, right[1])
-    scatter_taps(buffer, channels, weight, to)
+    scatter_taps(buffer, channels, weight, to, L)

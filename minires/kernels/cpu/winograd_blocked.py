@@ -35,7 +35,12 @@ from numba import njit
 from minires.kernels import memory
 from minires.kernels.cpu.copying import clear_run
 from minires.kernels.cpu.finishing import Finish, part_of
-from minires.kernels.cpu.product import panel_width, product, product_address
+from minires.kernels.cpu.product import (
+    panel_width,
+    product,
+    product_address,
+    product_to_memory,
+)
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONWARD
@@ -47,7 +52,12 @@ from minires.kernels.cpu.winograd_tiles import (
     load_tile,
     store_tile,
 )
-from minires.kernels.cpu.winograd_weights import GROUP, inverse_block, transform_block
+from minires.kernels.cpu.winograd_weights import (
+    TRANSFORMED,
+    ask_for_taps,
+    inverse_block,
+    transform_block,
+)
 
 BLOCK = 64  # channels
 
@@ -117,7 +127,11 @@ def _convolve(
             transform_block(
                 weight, columns, swap, o, panel, c, channels, u, 0, u_step, rest, L
             )  # fmt: skip
+            o_next, c_next = (o, c + block) if c + block < C else (o + panel, 0)
             for e in range(ELEMENTS):
+                ask_for_taps(
+                    weight, columns, swap, o_next, panel, c_next, block, e, ELEMENTS, L
+                )  # fmt: skip
                 first, end = _rows(e, tiles, last - begin)
                 at = (c // block * ELEMENTS + e) * v_step + (begin + first) * channels
                 product(
@@ -152,11 +166,19 @@ def _weight_gradient(
             first, end = _rows(e, tiles, total)
             if first == end:
                 clear_run(du, e * du_step, outputs * inputs, L)
-            else:
-                product(
-                    address, w, (row * ELEMENTS + e) * w_step + first * outputs, 1, outputs,
-                    outputs, v, (col * ELEMENTS + e) * v_step + first * inputs, inputs, panel,
-                    panel, wide, inputs, du, e * du_step, inputs, end - first,
+                continue
+            w_at, v_at = (row * ELEMENTS + e) * w_step, (col * ELEMENTS + e) * v_step
+            w_next, v_next = w_at + w_step, v_at + v_step
+            if e == ELEMENTS - 1:
+                w_next = (unit + 1) // across * ELEMENTS * w_step
+                v_next = (unit + 1) % across * ELEMENTS * v_step
+            for c in range(0, inputs, panel):  # with the first panel W is asked for, then V
+                source, ask, count = (w, w_next, outputs) if c == 0 else (v, v_next, inputs)
+                product_to_memory(
+                    address, w, w_at + first * outputs, 1, outputs, outputs,
+                    v, v_at + first * inputs + c, inputs, panel, panel, wide, panel,
+                    du, e * du_step + c, inputs, end - first, FRESH, 1, 0, 0,
+                    source, ask, total * count if c <= panel else 0,
                 )  # fmt: skip
         for o in range(outputs):
             to = ((row * block + o) * C + col * block) * 9
@@ -193,7 +215,8 @@ def convolve(
     tiling, panel = Tiling.of(N, *out), panel_width(O, L)
     total, C = tiling.tiles, x.shape[3]
     room = ELEMENTS * (BLOCK * panel + -(-total // chunks) * panel + 2 * L)
-    work = memory.empty((workers, room + ELEMENTS * max(BLOCK, panel, GROUP * panel)), dtype)
+    room += max(ELEMENTS * BLOCK, TRANSFORMED * panel)
+    work = memory.empty((workers, room), dtype)
     (v, step), counts = _transformed(total, C, BLOCK, dtype), np.zeros(chunks, np.intp)
     _load(
         x.reshape(-1), before, x.shape[1:], tiling, total, pad, BLOCK, v, step, workers, work, L

@@ -2,8 +2,9 @@
 
 `winograd_tiles.py` has the mathematics. A weight (O, C, 3, 3) is transformed with output channels
 in the lanes, in panels as `tile_product` reads them; its gradient comes back with input channels
-in the lanes. Both change the order of the elements one number at a time through a small buffer:
-nine numbers of one filter lie together in memory, the lanes do not.
+in the lanes. Nine numbers of one filter lie together in memory, the lanes do not: squares of
+numbers are transposed in registers, on their way through a small buffer. Nine is no number of whole
+vectors, so what is read and written around the ninth is more, and comes right with the next filter.
 
 The input gradient is the convolution with the weight rotated and its channels exchanged: `swap`.
 """
@@ -15,11 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from minires.kernels.cpu.simd import fill, fmuladd, load, store
+from minires.kernels.cpu.copying import copy_run
+from minires.kernels.cpu.simd import fill, fmuladd, load, store, transpose
 from minires.kernels.cpu.team import parallel
+from minires.kernels.cpu.winograd_products import ask_for
 from minires.kernels.cpu.winograd_tiles import G
 
-GROUP = 4  # input channels gathered at a time; channels come in multiples of 16
+GROUP = 16  # input channels gathered at a time; channels come in multiples of 16
+BEYOND = 7  # numbers, or rows, beyond nine that transpositions in whole vectors reach at most
+GATHERED = 9 * GROUP + BEYOND + 10  # rows of a panel that `gather_taps` needs room for
+TRANSFORMED = GATHERED + 18  # and `transform_block`
+SCATTERED = 9 + BEYOND + 10  # rows of channels that `scatter_taps` needs room for
 
 
 class Factors(NamedTuple):
@@ -65,18 +72,35 @@ def _transform_line(x, at, step, y, to, y_step, k):
 
 
 @njit(cache=True, forceinline=True)
-def gather_taps(weight, C, swap, o, panel, c, buffer):
-    """buffer[(i*9 + tap)*panel + j] for output channel o + j and GROUP input channels c + i."""
-    for j in range(panel):
+def gather_taps(weight, C, swap, o, panel, c, buffer, L):
+    """buffer[(i*9 + tap)*panel + j] for output channel o + j and GROUP input channels c + i.
+
+    If `swap` the taps come in reverse order. The buffer has room for GATHERED * panel numbers.
+    """
+    if swap:
+        copy = (9 * GROUP + BEYOND) * panel
         for i in range(GROUP):
-            if swap:
-                taps = ((c + i) * C + o + j) * 9
-                for e in range(9):
-                    buffer[(i * 9 + 8 - e) * panel + j] = weight[taps + e]
-            else:
-                taps = ((o + j) * C + c + i) * 9
-                for e in range(9):
-                    buffer[(i * 9 + e) * panel + j] = weight[taps + e]
+            for j in range(0, panel, L):
+                source, at = weight, ((c + i) * C + o + j) * 9
+                if at + 9 * L + BEYOND > weight.size:
+                    copy_run(weight, at, buffer, copy, 9 * L, L)
+                    source, at = buffer, copy
+                for tap in range(0, 9, L):  # rows beyond the ninth are those of i + 1, made later
+                    transpose(source, at + tap, 9, buffer, (i * 9 + tap) * panel + j, panel)
+    else:
+        for j in range(0, panel, L):
+            for row in range(0, 9 * GROUP, L):
+                at = ((o + j) * C + c) * 9 + row
+                transpose(weight, at, C * 9, buffer, row * panel + j, panel)
+
+
+@njit(cache=True, forceinline=True)
+def ask_for_taps(weight, C, swap, o, panel, c, channels, part, parts, L):
+    """Ask for one of so many parts of the taps that `transform_block` reads."""
+    rows, run = (channels, panel) if swap else (panel, channels)
+    corner = c * C + o if swap else o * C + c
+    for row in range(part * rows // parts, (part + 1) * rows // parts):
+        ask_for(weight, (corner + row * C) * 9, run * 9, L)
 
 
 @njit(cache=True)
@@ -84,20 +108,21 @@ def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer,
     """U of output channels o, ..., o + panel - 1 and input channels c, ..., c + channels - 1.
 
     u[at + e*step + i*panel + j] for the element e of the transform, input channel c + i, output
-    channel o + j. C: the weight's second dimension. buffer: 27 * GROUP * panel numbers.
+    channel o + j. C: the weight's second dimension. buffer: TRANSFORMED * panel numbers.
     """
     k = _factors(weight)
-    half = 9 * GROUP * panel
+    half = GATHERED * panel
+    corner, tap = (8 * panel, -panel) if swap else (0, panel)
     for group in range(0, channels, GROUP):
-        gather_taps(weight, C, swap, o, panel, c + group, buffer)
+        gather_taps(weight, C, swap, o, panel, c + group, buffer, L)
         for i in range(GROUP):
             j = 0
             while j < panel:
                 to = at + (group + i) * panel + j
                 for column in range(3):
-                    line = (i * 9 + column) * panel + j
+                    line = i * 9 * panel + corner + column * tap + j
                     _transform_line(
-                        buffer, line, 3 * panel, buffer, half + column * panel + j, 3 * panel, k
+                        buffer, line, 3 * tap, buffer, half + column * panel + j, 3 * panel, k
                     )
                 for row in range(6):
                     line = half + row * 3 * panel + j
@@ -114,7 +139,7 @@ def transform_weight(worker, weight, C, swap, inputs, outputs, panel, workers, u
 @njit(cache=True)
 def transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u, start, L):
     """One worker's panels of U, which begins at `start`."""
-    buffer = np.empty(27 * GROUP * panel, weight.dtype)
+    buffer = np.empty(TRANSFORMED * panel, weight.dtype)
     panels = outputs // panel
     for p in range(worker * panels // workers, (worker + 1) * panels // workers):
         at, step = start + p * inputs * panel, inputs * outputs
@@ -124,11 +149,16 @@ def transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u
 
 
 @njit(cache=True, forceinline=True)
-def scatter_taps(buffer, channels, weight, to):
-    """weight[to + c*9 + tap] = buffer[tap*channels + c]."""
-    for c in range(channels):
-        for tap in range(9):
-            weight[to + c * 9 + tap] = buffer[tap * channels + c]
+def scatter_taps(buffer, channels, weight, to, L):
+    """weight[to + c*9 + tap] = buffer[tap*channels + c].
+
+    The buffer has room for SCATTERED * channels numbers.
+    """
+    out, last = (9 + BEYOND) * channels, 9 // L * L
+    for c in range(0, channels, L):
+        for tap in range(last, -1, -L):  # what lies beyond a filter's nine taps is written again
+            transpose(buffer, tap * channels + c, channels, buffer, out + c * 9 + tap, 9)
+    copy_run(buffer, out, weight, to, 9 * channels, L)
 
 
 @njit(cache=True, forceinline=True)
@@ -183,7 +213,7 @@ def inverse_block(du, at, step, size, parts, channels, weight, to, buffer, L):
             store(buffer, (i * 3 + 1) * channels + c, line[1])
             store(buffer, (i * 3 + 2) * channels + c, line[2])
         c += L
-    scatter_taps(buffer, channels, weight, to)
+    scatter_taps(buffer, channels, weight, to, L)
 
 
 @parallel
