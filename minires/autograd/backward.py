@@ -147,6 +147,7 @@ class _Walk:
             raise RuntimeError(
                 f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
             )
+        returns_new = node.returns_new
         for position, result in enumerate(results):
             if result is None or not needs[position]:
                 continue
@@ -164,7 +165,7 @@ class _Walk:
                     continue
                 node.waiting = None
             # The gradient of what was consumed only once is never added to: no need to know.
-            owned = node.returns_new or (
+            owned = returns_new or (
                 not (type(edge) is tuple and edge[0].consumers == 1)
                 and _is_fresh(result._data, gradients, results, node)
             )

@@ -247,10 +247,10 @@ class Function:
             array = self._as_array(array)
         if self.view and np.may_share_memory(array, arrays[0]):
             return Tensor._wrap(array, buffer=tensors[0]._buffer)
-        for tensor, known in zip(tensors, arrays, strict=True):
+        for i, known in enumerate(arrays):
             if array is known:
-                return Tensor._wrap(array, buffer=tensor._buffer)
-        return Tensor._wrap(array)
+                return Tensor._wrap(array, buffer=tensors[i]._buffer)
+        return Tensor._wrap(array, buffer=Buffer(array))  # what comes next will save it
 
     def _as_array(self, result: Any) -> Any:
         """A result of forward that is a number, or an array that is not NumPy's."""
@@ -274,8 +274,8 @@ class Function:
         edges: list[Any] = []
         needs: list[bool] = []
         places: dict[int, tuple[Tensor, Any]] = {}  # tensors and edges, by their arrays' identity
-        for tensor, array in zip(tensors, arrays, strict=True):
-            node = tensor._node
+        for i, tensor in enumerate(tensors):
+            array, node = arrays[i], tensor._node
             if node is not None:
                 node.consumers += 1
                 edge: Any = (node, tensor._index)
@@ -363,7 +363,7 @@ class Function:
                 buffer.version != version
                 or (buffer.exposed and changed(item))
                 # A leaf whose `.data` was assigned holds other memory than was saved.
-                or (isinstance(edge, Tensor) and edge._buffer is not buffer)
+                or (isinstance(edge, Tensor) and edge._memory is not buffer)
             ):
                 raise RuntimeError(
                     f"{self.name}: {name!r} ({describe(array)}) was saved for backward "

@@ -145,7 +145,8 @@ def _as_layers_give_them(data: Any, weight: Any, bias: Any, mean: Any, var: Any)
         and dtype is w.dtype is b.dtype
         and dtype.kind == "f"
         and data.ndim in (2, 4)
-        and w.shape == b.shape == m.shape == v.shape == (data.shape[1],)
+        and w.ndim == b.ndim == m.ndim == v.ndim == 1
+        and w.size == b.size == m.size == v.size == data.shape[1]
     )
 
 
@@ -264,8 +265,10 @@ def bias_relu(
 
 def _moments(x: Tensor, kind: type[BatchStatistics]) -> tuple[Any, Any] | None:
     """Mean and variance of x, if its maker has summed them and our own kernels may use them."""
-    buffer = x._buffer
-    if buffer.moments is None or x._data is not buffer.array:  # a view has statistics of its own
+    buffer = x._memory
+    if buffer is None or buffer.moments is None:
+        return None
+    if x._data is not buffer.array:  # a view has statistics of its own
         return None
     usable = MOMENTS in kind.operation.chosen(buffer.array).parts and buffer.unchanged()
     return buffer.moments if usable else None

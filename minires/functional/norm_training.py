@@ -150,10 +150,11 @@ class BatchNormReLUTrain(RectifiedNorm, Function):
             return self._backward_in_operations(gy)
         recall, affine = self.recall_array, self.keeps("gamma")
         gamma, beta = (recall("gamma"), recall("beta")) if affine else (None, None)
-        gradients = _wrapped(self._gradients(
+        gx, ggamma, gbeta = self._gradients(
             gy._data, recall("x"), gamma, beta, self.mean, self.inv_std
-        ))  # fmt: skip
-        return gradients if affine else gradients[:1]
+        )
+        wrap = Tensor._wrap
+        return (wrap(gx), wrap(ggamma), wrap(gbeta)) if affine else (wrap(gx),)
 
     def _backward_in_operations(self, gy: Tensor) -> tuple[Tensor, ...]:
         """To be differentiated again: one operation after the other."""
@@ -217,18 +218,20 @@ class BatchNormAddReLUTrain(RectifiedNorm, Function):
         return y
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
-        recall, affine = self.recall_array, self.keeps("gamma")
-        if is_grad_enabled():
+        affine = self.keeps("gamma")
+        if is_grad_enabled():  # to be differentiated again
             saved = self.saved
-            scaled = (saved.gamma,) if affine else ()
             gr = ReLUGrad()(gy, saved.y)
+            scaled = (saved.gamma,) if affine else ()
             gx, *rest = self.gradients_by_operations(gr, saved.x, *scaled)
-        else:
-            gamma = recall("gamma") if affine else None
-            gx, gr, *rest = _wrapped(self._gradients(
-                gy._data, recall("x"), recall("y"), gamma, self.mean, self.inv_std
-            ))  # fmt: skip
-        return (gx, gr, *rest) if affine else (gx, gr)
+            return (gx, gr, *rest) if affine else (gx, gr)
+        recall, wrap = self.recall_array, Tensor._wrap
+        gx, gr, ggamma, gbeta = self._gradients(
+            gy._data, recall("x"), recall("y"), recall("gamma") if affine else None,
+            self.mean, self.inv_std,
+        )  # fmt: skip
+        both = wrap(gx), wrap(gr)
+        return (*both, wrap(ggamma), wrap(gbeta)) if affine else both
 
 
 def _before(mean: Any, inv_std: Any, gamma: Any, beta: Any) -> Before:
@@ -283,7 +286,3 @@ def _gradients(
     gx = inv_std * (gy - per_channel(gbeta, x.ndim) * (1.0 / m)
                     - xhat * per_channel(ggamma, x.ndim) * (1.0 / m))  # fmt: skip
     return gx if gamma is None else gx * per_channel(gamma, x.ndim), ggamma, gbeta
-
-
-def _wrapped(arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    return tuple([Tensor._wrap(array) for array in arrays])

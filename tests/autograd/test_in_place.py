@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 
 import minires as mr
 from minires import functional as F
+from minires.autograd.buffer import Buffer
 from minires.testing.compare import assert_close
 
 CHANGED = "was saved for backward and changed in place since"
@@ -293,3 +298,48 @@ def test_non_contiguous_arrays() -> None:
     wide[0, 2] = 100
     with pytest.raises(RuntimeError, match=CHANGED):
         loss.backward()
+
+
+def gradient_of_a_kernel() -> mr.Tensor:
+    """One that has no buffer until somebody asks for it."""
+    weight = mr.Tensor(np.ones((1, 1, 1, 1), np.float32), requires_grad=True)
+    F.conv2d(np.ones((1, 1, 2, 2), np.float32), weight).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad._memory is None
+    return weight.grad
+
+
+def test_a_gradient_that_is_changed_through_a_view_is_noticed() -> None:
+    gradient = gradient_of_a_kernel()
+    view, q = gradient.detach(), mr.Tensor(np.ones((1, 1, 1, 1), np.float32), requires_grad=True)
+    y = gradient * q
+    view.copy_(0.0)
+    with pytest.raises(RuntimeError, match=CHANGED):
+        y.sum().backward()
+
+
+def test_threads_that_share_a_tensor_share_its_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient, together = gradient_of_a_kernel(), threading.Barrier(2)
+
+    def slowly(array: Any) -> Buffer:
+        time.sleep(0.05)
+        return Buffer(array)
+
+    def asked() -> Buffer:
+        together.wait()
+        return gradient._buffer
+
+    monkeypatch.setattr(sys.modules[mr.Tensor.__module__], "Buffer", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = [threads.submit(asked) for _ in range(2)]
+    assert one.result() is other.result()
+
+
+def test_what_is_no_array_is_not_saved() -> None:
+    class Scaled(mr.Function):
+        def forward(self, x: Any) -> Any:
+            self.save(factors=(2.0, 3.0))
+            return x * 2.0
+
+    with pytest.raises(TypeError, match=r"Scaled: save\(\) keeps arrays; 'factors' is a tuple"):
+        Scaled()(mr.Tensor([1.0], requires_grad=True))
