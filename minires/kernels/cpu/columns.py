@@ -18,6 +18,7 @@ summed, those of gx masked and summed (`finishing.py`). The weight gradient has 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,9 @@ def conv2d_fused(
     x, L, K = to_nhwc(x), lanes(x.dtype), g.kernel[0] * g.kernel[1] * g.C
     panel = panel_width(g.O, L)
     y = memory.empty((g.N, *g.out, g.O), x.dtype)
-    work = memory.empty((workers, PIXELS * K), x.dtype)
+    copied = before is not None or not _plain(g)
+    room = (workers, PIXELS * K if copied else 0)
+    work = memory.empty(room, x.dtype) if copied else np.empty(room, x.dtype)
     _forward(
         product_address(x.dtype), x.reshape(-1), flat_before(before, x.dtype),
         packed(weight, panel), y.reshape(-1), finish, pixels, g.O, g.window_sizes,
@@ -211,8 +214,8 @@ def conv2d_fused(
     )  # fmt: skip
     if not moments:
         return to_nchw(y)
-    shares = np.diff(np.arange(workers + 1) * pixels // workers)
-    return to_nchw(y), *merged_moments(finish, shares)
+    ends = [worker * pixels // workers for worker in range(workers + 1)]
+    return to_nchw(y), *merged_moments(finish, [b - a for a, b in pairwise(ends)])
 
 
 def _transposed(
@@ -226,7 +229,7 @@ def _transposed(
         packed_transposed(weight, panel), gx.reshape(-1),
         nothing(workers, gy.dtype) if finish is None else finish, g.N * g.H * g.W, g.C,
         (1, 1, g.O, *g.window_sizes[3:]), panel, panel > L, True, mode,
-        workers, memory.empty((workers, 0), gy.dtype), L,
+        workers, np.empty((workers, 0), gy.dtype), L,
     )  # fmt: skip
     return to_nchw(gx)
 

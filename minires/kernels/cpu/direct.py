@@ -11,6 +11,7 @@ runs over the kernel rows u, or over the output rows i of the band, without leav
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,10 @@ def conv2d_fused(
     if not moments:
         return to_nchw(y)
     blocks = -(-g.out[0] // rows)
-    items = np.arange(workers + 1) * g.N * blocks // workers
-    ends = items // blocks * g.out[0] + np.minimum(items % blocks * rows, g.out[0])
-    return to_nchw(y), *merged_moments(finish, np.diff(ends) * g.out[1])
+    items = [divmod(worker * g.N * blocks // workers, blocks) for worker in range(workers + 1)]
+    ends = [n * g.out[0] + min(block * rows, g.out[0]) for n, block in items]
+    counts = [(b - a) * g.out[1] for a, b in pairwise(ends)]
+    return to_nchw(y), *merged_moments(finish, counts)
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
