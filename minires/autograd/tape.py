@@ -283,7 +283,7 @@ class Function:
                 edge = tensor if tensor.requires_grad else None
             edges.append(edge)
             needs.append(edge is not None)
-            if type(array) is not ndarray and type(tensor) is Deferred:
+            if type(array) is not ndarray and isinstance(array, Pending):
                 array = array_or_pending(tensor)  # forward may have made it
             places[id(array)] = tensor, edge
         self.edges, self.needs = edges, tuple(needs)

@@ -200,7 +200,7 @@ def normalised(
     if shortcut is not None:
         shortcut = as_tensor(shortcut)
         other = shortcut._data
-        if data.dtype is not other.dtype or data.shape != other.shape:
+        if not (data.dtype is other.dtype and data.dtype.kind == "f" and data.shape == other.shape):
             floating("batch_norm_add_relu", x=x)
             _like("batch_norm_add_relu", x, shortcut)
     affine: tuple[Tensor, ...] = (weight, bias)

@@ -14,7 +14,7 @@ import minires as mr
 import minires.functional as F
 from minires import nn
 from minires.autograd import tape
-from minires.autograd.pending import Deferred
+from minires.autograd.pending import Deferred, Pending
 from minires.kernels import operations, reference, register, registry, use
 from minires.kernels.fusing import AFTER, BEFORE, MOMENTS
 from minires.models import resnet
@@ -129,6 +129,30 @@ def test_reading_makes_it_a_plain_tensor(read: str, rng: np.random.Generator) ->
     with use(batch_norm_relu_train="numpy"):
         expected = normalised(mr.Tensor(x)).numpy()
     np.testing.assert_allclose(y.numpy(), expected, atol=1e-5)
+
+
+class ReadOnTheWay(mr.Function):
+    """Is handed what is pending; the tensor around it is read by somebody during forward."""
+
+    takes_pending = True
+
+    def __init__(self, tensor: mr.Tensor) -> None:
+        self.tensor = tensor
+
+    def forward(self, x: Any) -> Any:
+        assert isinstance(x, Pending)
+        self.save(x=self.tensor.detach()._data)
+        return x.make() * 2.0
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_what_is_made_during_forward_keeps_its_place_in_the_graph(rng: np.random.Generator) -> None:
+    y = normalised(mr.Tensor(images(rng), requires_grad=True).clone())
+    assert type(y) is Deferred
+    node = ReadOnTheWay(y)(y).grad_fn
+    assert type(y) is mr.Tensor
+    assert node is not None
+    assert node.recall("x").grad_fn is y.grad_fn
 
 
 @pytest.mark.usefixtures("everything_is_large")

@@ -113,6 +113,8 @@ def test_the_join_s_refusals() -> None:
         F.batch_norm_add_relu(x, x[..., :1], None, None, training=True)
     with pytest.raises(TypeError, match="shortcut"):
         F.batch_norm_add_relu(x, x.astype(np.float32), None, None, training=True)
+    with pytest.raises(TypeError, match="batch_norm_add_relu: x must be floating point"):
+        F.batch_norm_add_relu(x.astype(int), x.astype(int), None, None, training=True)
 
 
 def test_the_refusals_are_those_of_batch_norm() -> None:
