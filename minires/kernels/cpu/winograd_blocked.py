@@ -18,7 +18,8 @@ it costs as much as the products. So all tiles are transformed first, and then e
 few output channels at a time: it transforms a block of their weights into its cache, multiplies
 all tiles with it, goes on to the next block of input channels, and transforms the sums back when
 the last one is done. U never exists as a whole. The weight gradient runs the same way around:
-blocks of dU are summed over all tiles, in cache, and transformed back at once.
+blocks of dU are summed over all tiles, in cache, and transformed back at once. What comes next from
+further away, filters or transformed tiles, is asked for during the products before.
 
 Transformed tiles lie in blocks of channels, v[c // BLOCK, e, t, c % BLOCK], so that rows which are
 read one after the other follow one another; rows a power of two apart would compete for the same
