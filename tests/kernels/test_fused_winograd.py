@@ -196,6 +196,16 @@ def test_the_padding_is_zero_whatever_the_scale(case: Case, scale: float) -> Non
 
 
 @both_paths
+def test_the_padding_is_zero_whatever_the_mean(case: Case) -> None:
+    a, g = Arrays.of(case), case.geometry
+    a.before.scale[:] = 1.0
+    a.before.mean[:] = np.inf
+    with case.on_its_path():
+        found = winograd.conv2d_fused(a.x, a.weight, g, a.before, None, False)
+    assert (found == 0).all()
+
+
+@both_paths
 @pytest.mark.parametrize("zone", [NAN_BYTE, ZERO_BYTE])
 def test_nothing_outside_is_read_or_written(case: Case, zone: int) -> None:
     a, g, guards = Arrays.of(case), case.geometry, Guards(zone)

@@ -113,10 +113,13 @@ def _active(x, at, inside, mean, scale, shift):
 
 @njit(cache=True, forceinline=True)
 def _active_columns(x, at, line, C, count, inside, before, c, z, to, k):
-    """The same of relu((x - mean) * scale + shift); where not inside, scale and shift are 0."""
+    """The same of relu((x - mean) * scale + shift); where not inside, all of them are 0."""
     L, p0, p1, p2 = lanes_of(x), at, at + line, at + 2 * line
     p3, p4, p5 = at + 3 * line, at + 4 * line, at + 5 * line
-    mean, a, b = load(before, c), C + c, 2 * C + c
+    a, b = C + c, 2 * C + c
+    m0, m1 = load_where(before, c, inside[0]), load_where(before, c, inside[1])
+    m2, m3 = load_where(before, c, inside[2]), load_where(before, c, inside[3])
+    m4, m5 = load_where(before, c, inside[4]), load_where(before, c, inside[5])
     a0, b0 = load_where(before, a, inside[0]), load_where(before, b, inside[0])
     a1, b1 = load_where(before, a, inside[1]), load_where(before, b, inside[1])
     a2, b2 = load_where(before, a, inside[2]), load_where(before, b, inside[2])
@@ -124,12 +127,12 @@ def _active_columns(x, at, line, C, count, inside, before, c, z, to, k):
     a4, b4 = load_where(before, a, inside[4]), load_where(before, b, inside[4])
     a5, b5 = load_where(before, a, inside[5]), load_where(before, b, inside[5])
     for j in range(0, count * C, C):
-        d0 = _active(x, p0 + j, inside[0], mean, a0, b0)
-        d1 = _active(x, p1 + j, inside[1], mean, a1, b1)
-        d2 = _active(x, p2 + j, inside[2], mean, a2, b2)
-        d3 = _active(x, p3 + j, inside[3], mean, a3, b3)
-        d4 = _active(x, p4 + j, inside[4], mean, a4, b4)
-        d5 = _active(x, p5 + j, inside[5], mean, a5, b5)
+        d0 = _active(x, p0 + j, inside[0], m0, a0, b0)
+        d1 = _active(x, p1 + j, inside[1], m1, a1, b1)
+        d2 = _active(x, p2 + j, inside[2], m2, a2, b2)
+        d3 = _active(x, p3 + j, inside[3], m3, a3, b3)
+        d4 = _active(x, p4 + j, inside[4], m4, a4, b4)
+        d5 = _active(x, p5 + j, inside[5], m5, a5, b5)
         store6(z, to, L, b_transposed(d0, d1, d2, d3, d4, d5, k))
         to += 6 * L
 
