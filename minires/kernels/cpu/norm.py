@@ -149,7 +149,7 @@ def _rows_at_once(R: int, C: int, L: int) -> int:
 
 
 def _summed(kernel: Any, R: int, C: int, arrays: Any, parameters: Any, *rest: Any) -> Any:
-    """What a kernel adds up over R rows: (2, C), in float64; the bits depend on nothing else.
+    """What a kernel adds up over R rows: (2, C), in float64.
 
     arrays: flat, of R * C elements. parameters: (C,).
     """
