@@ -119,10 +119,6 @@ def _convolve(
         o, chunk = unit // chunks * panel, unit % chunks
         begin, last = chunk * total // chunks, (chunk + 1) * total // chunks
         part, tiles = part_of(finish, chunk), ranges(tiling, begin, last - begin)
-        for e in range(ELEMENTS):
-            first, end = _rows(e, tiles, last - begin)
-            clear_run(m, e * m_step, first * panel, L)
-            clear_run(m, e * m_step + end * panel, (last - begin - end) * panel, L)
         for c in range(0, C, block):
             channels = min(block, C - c)
             transform_block(
@@ -140,6 +136,7 @@ def _convolve(
                     panel, m, e * m_step + first * panel, panel, channels,
                     ONWARD if c > 0 else FRESH,
                 )  # fmt: skip
+        # What a tile of 3 has no product for is not set: it gets into the outputs left out alone.
         for t in range(begin, last):
             n, top, left, tall, wide_tile = place(t, tiling)
             height, width = min(4 if tall else 3, OH - top), min(4 if wide_tile else 3, OW - left)
