@@ -7,7 +7,8 @@
 
 Needs `pip install -e ".[bench]"`. Contenders take turns in one process (`minires.bench.timing`);
 reported are medians with quartiles, and the ratio to the best of PyTorch's ways: eager and
-compiled, in both memory layouts. Nets must give the same answers and kernels agree with a float64
+compiled, in both memory layouts; with networks also what the machine gave meanwhile
+(`versus/cores.py`). Nets must give the same answers and kernels agree with a float64
 reference, or they are not timed. Memory, start-up and other frameworks are measured in processes
 of their own (`versus/processes.py` says how).
 

@@ -17,10 +17,11 @@ from minires.bench.layers import conv_layers
 from minires.bench.limits import limits
 from minires.bench.timing import Reading, Times, interleave
 from minires.kernels.threads import num_threads
-from versus import ours, theirs
+from versus import cores, ours, theirs
 from versus.work import Call, Work
 
 VISIT = 0.4  # seconds of timed steps per visit, about
+INTEGERS = "integers"  # what a record calls the times of `cores.py`
 AGREEMENT = 1e-3
 """The largest difference of two nets' answers to the same images, as a share of the largest."""
 
@@ -112,9 +113,16 @@ def timed(
     work: Work, calls: Mapping[str, Call], rounds: int,
     first_calls: Mapping[str, float] | None = None, reading: Reading | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What every contender took, and how much faster we are than the best of the others."""
-    times = interleave(calls, rounds, first_calls=first_calls, visit=VISIT, reading=reading)
-    found = _record(work, times)
+    """What every contender took, and how much faster we are than the best of the others.
+
+    On the CPU, where no other `reading` is given, also what the cores did meanwhile (`cores.py`).
+    """
+    probe = {} if reading else {INTEGERS: cores.integers()}
+    times = interleave(
+        {**calls, **probe}, rounds, first_calls=first_calls, visit=VISIT, reading=reading
+    )
+    beside = {name: times.pop(name).record() for name in probe}
+    found = _record(work, times) | beside
     peer = min((name for name in times if name != "minires"), key=lambda n: times[n].median)
     return {**found, "peer": peer, "ratio": times[peer].median / times["minires"].median}
 

@@ -46,6 +46,15 @@ def _steps(section: Mapping[str, Any]) -> Lines:
                 f"first {times['first_call_ms'] / 1e3:.1f} s"
             )
         yield f"  {found['ratio']:.2f} times as fast as {found['peer']}"
+        if "integers" in found:
+            share = share_of_cores(section, model)
+            yield f"  meanwhile integers ran at {100 * share:.0f} % of their best"
+
+
+def share_of_cores(section: Mapping[str, Any], model: str) -> float:
+    """The best time for integers in a section over the median beside one net (`cores.py`)."""
+    best = min(found["integers"]["best_ms"] for found in section.values() if "integers" in found)
+    return float(best / section[model]["integers"]["median_ms"])
 
 
 def _share(section: Mapping[str, Any]) -> Lines:

@@ -50,7 +50,8 @@ FACTS = {"cpu": "a", "threads": 2, "commit": "abc", "versions": {"minires": "1"}
 RECORD = {
     "machine": {"cpu": "made up", "threads": 2, "allocator": "stock", "commit": "abc",
                 "versions": {"minires": "1", "torch": "2"}, "date": "2000-01-01T00:00:00Z"},
-    "train": {"resnet20": step(10.0, 25.0)},
+    "train": {"resnet20": step(10.0, 25.0) | {"integers": times(20.0) | {"best_ms": 16.0}},
+              "resnet18": step(10.0, 25.0) | {"integers": times(25.0) | {"best_ms": 15.0}}},
     "inference": {"resnet20": step(2.0, 5.0)},
     "share": {"resnet20": {"flops": 1e10, "gflops": 150.0, "limit_gflops": 100.0, "share": 1.5}},
     "layers": {
@@ -84,7 +85,7 @@ def test_text_has_every_section():
         "600 MB", "no such thing", "minires: 0.60 of PyTorch's better", "1.80 times one",
         "import minires: 0.20 s", "first step done after 20.0 s", "116.0 images/s",
         "skipped: ModuleNotFoundError: No module named 'dezero'", "losses differ by 2e-06",
-        "12.5 GB/s    62 %",
+        "12.5 GB/s    62 %", "integers ran at 75 % of their best", "integers ran at 60 %",
     ):  # fmt: skip
         assert expected in text
 
@@ -155,6 +156,29 @@ def test_convolutions_of_a_step_count_three_passes_but_for_the_first_layer():
         convolutions += (width // 2 * width + 5 * width * width) * 9 * size**2
     assert convolutions == 40_550_400
     assert total.flops == 2 * 2 * (3 * convolutions - stem)
+
+
+def test_what_the_cores_did_is_timed_beside_the_contenders_and_is_none_of_them(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(load("cores"), "STEPS", 1000)
+    calls = {"minires": lambda: None, "other": lambda: sum(range(1000))}
+    found = load("steps").timed(load("work").Work("resnet20", 2, 32), calls, rounds=2)
+    assert set(found["times"]) == {"minires", "other"}
+    assert found["peer"] == "other"
+    assert 0 < found["integers"]["best_ms"] <= found["integers"]["median_ms"]
+
+
+def test_integers_are_what_the_generators_make():
+    pytest.importorskip("numba")
+    state = load("cores").np.arange(1, 13, dtype="uint64").reshape(2, 6)
+    expected = [int(value) for value in state.ravel()]
+    for _ in range(5):
+        for left, shift in ((True, 13), (False, 7), (True, 17)):
+            expected = [
+                (v ^ (v << shift if left else v >> shift)) % 2**64 for v in expected
+            ]  # fmt: skip
+    load("cores")._integers(state, 5, 2)
+    assert [int(value) for value in state.ravel()] == expected
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet50"])
