@@ -51,8 +51,12 @@ def conv_layers(
     batch, size: images per batch and their side; by default 128 at 32 or 16 at 224, whichever
         the network is meant for. options: as for `minires.models.create`.
 
-    Raises ValueError for an unknown network, and for images that are too small for it.
+    Raises TypeError for a batch or size that is no integer, ValueError for an unknown network, and
+    for images that are too small for it.
     """
+    for what, count in (("batch", batch), ("size", size)):
+        if count is not None and not isinstance(count, int):
+            raise TypeError(f"layers: {what} takes an integer, got {count!r}")
     channels, height, _ = entry(model).input_shape
     channels = options.get("in_channels", channels)
     side = height if size is None else size

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minires._names import unknown
 from minires.bench.conv import Progress, checked_on_ragged
 from minires.bench.gate import PASSES, Problem, precision_of
 from minires.bench.layers import ConvLayer, conv_layers
@@ -21,6 +22,7 @@ from minires.bench.places import Call, Place, place_of
 from minires.bench.timing import interleave
 from minires.files import StrPath
 from minires.kernels import Kernel, never, operation, registry, selection
+from minires.kernels.cpu import DTYPES
 from minires.kernels.selection import Entry
 
 TRIES = 3  # single calls, of which the best says whether a kernel is worth timing
@@ -69,9 +71,12 @@ def tune(
     What is measured replaces what the table had of these geometries; the rest stays.
 
     Raises ValueError for unknown names and with MINIRES_TUNING=off, OSError if the table cannot be
-    written, and as `place_of`.
+    written, and as `place_of` and `conv_layers`.
     """
     place = place_of(device)
+    known = registry.DTYPES if place.backend == "cuda" else DTYPES
+    if dtype not in known:
+        raise ValueError(f"tune: {unknown('dtype', dtype, known)}")
     target = selection.table_path(place.backend) if path is None else Path(path)
     found: list[Tuned] = []
     with warnings.catch_warnings():

@@ -55,10 +55,14 @@ def info(
 
 def _choices(model: str, batch: int | None, size: int | None, backend: str) -> list[Any]:
     """The kernel of each pass of each convolution, and what decided: equal runs choose equally."""
+    from minires._names import unknown
     from minires.bench.layers import conv_layers
     from minires.cli.console import table
     from minires.kernels import operation, selection
-    from minires.kernels.registry import BY_NAME, BY_TABLE, Choice
+    from minires.kernels.registry import BACKENDS, BY_NAME, BY_TABLE, Choice
+
+    if backend not in BACKENDS:
+        raise ValueError(f"--device: {unknown('device', backend, BACKENDS)}")
 
     def shown(choice: Choice) -> str:
         if choice.why == BY_NAME:
@@ -98,23 +102,23 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _processor() -> list[tuple[str, str]]:
-    import numba
     import threadpoolctl
 
     from minires.bench.machine import processor_name, vector_extensions
-    from minires.kernels.threads import VARIABLE, available_cores
+    from minires.kernels.host import vector_bytes
+    from minires.kernels.threads import VARIABLE, available_cores, num_threads
 
     rows = [
         ("name", processor_name()),
         ("cores", f"{available_cores()} available of {os.cpu_count()}"),
         ("vector extensions", ", ".join(vector_extensions()) or "none known"),
+        ("kernels compute on", f"vectors of {vector_bytes() // 4} floats, {num_threads()} threads"),
     ]
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":
             name = f"{pool['internal_api']} {pool['version']}"
             details = f" ({pool['architecture']})" if pool.get("architecture") else ""
             rows.append(("BLAS", f"{name}{details}, {pool['num_threads']} threads"))
-    rows.append(("Numba", f"{numba.get_num_threads()} threads"))
     rows.append((VARIABLE, os.environ.get(VARIABLE) or "not set"))
     return rows
 
@@ -175,10 +179,19 @@ def _folders() -> list[tuple[str, str]]:
     package = Path(minires.__file__).parent
     from minires.kernels.environment import cache_folder
 
-    compiled = os.environ.get("NUMBA_CACHE_DIR") or f"{package}{os.sep}**{os.sep}__pycache__"
     return [
         ("minires", str(package)),
-        ("compiled kernels", compiled),
+        ("compiled kernels", _compiled(package)),
         ("measurements", str(cache_folder())),
         ("runs", str(Path("runs").absolute())),
     ]
+
+
+def _compiled(package: Path) -> str:
+    """Where Numba keeps what it compiles: see `kernels/cpu/compiling.py`."""
+    from numba.misc.appdirs import AppDirs
+
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    if given or not os.access(package, os.W_OK):
+        return given or str(AppDirs("numba", appauthor=False).user_cache_dir)
+    return f"{package}{os.sep}**{os.sep}__pycache__"

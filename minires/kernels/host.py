@@ -20,9 +20,12 @@ def processor_name() -> str:
 
 @lru_cache(maxsize=1)
 def vector_bytes() -> int:
-    """The width of the vector registers, as the system lists the processor's features; 16 bytes,
-    which every 64-bit machine has, where it lists none."""
+    """The width of the vector registers that kernels are compiled for: as the system lists the
+    processor's features, or as Numba is told to see them; 16 bytes, which every 64-bit machine has,
+    where none are listed."""
     text = os.environ.get("NUMBA_CPU_FEATURES")
+    if text is None and os.environ.get("NUMBA_CPU_NAME", "").lower() == "generic":
+        text = ""
     if text is None:
         features = set(_cpuinfo("flags").split())
     else:

@@ -47,7 +47,8 @@ def set_num_threads(count: int | None = None) -> int:
     """Compute with `count` threads from now on; returns the number in force.
 
     None takes the variable MINIRES_THREADS, or else one thread per core.
-    Raises ValueError unless the number is between 1 and the available cores.
+    Raises TypeError for what is no whole number, ValueError for one that is not between 1 and the
+    available cores.
     """
     global _count
     _count = None if count is None else _checked(count, "threads")
@@ -87,10 +88,12 @@ def at_first_kernel(call: Callable[[], None]) -> Callable[[], None]:
 
 
 def _checked(count: int, source: str) -> int:
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise TypeError(f"{source} must be a whole number, got {count!r}")
     cores = available_cores()
     if not 1 <= count <= cores:
         raise ValueError(f"{source} must be from 1 to {cores}, the available cores; got {count}")
-    return count
+    return int(count)
 
 
 def _apply() -> None:

@@ -124,7 +124,12 @@ class Linear(Module):
 
 
 class BatchNorm2d(Module):
-    """Batch normalisation of (N, C, H, W) or (N, C), with running statistics for evaluation."""
+    """Batch normalisation of (N, C, H, W) or (N, C), with running statistics for evaluation.
+
+    eps: added to the variance. momentum: the share of the new batch in the running statistics.
+
+    Raises ValueError or TypeError unless eps > 0 and 0 <= momentum <= 1.
+    """
 
     def __init__(
         self,
@@ -136,6 +141,13 @@ class BatchNorm2d(Module):
     ) -> None:
         super().__init__()
         _positive("BatchNorm2d", num_features=num_features)
+        for name, value in (("eps", eps), ("momentum", momentum)):
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise TypeError(f"BatchNorm2d: {name} takes a number, got {value!r}")
+        if not 0.0 < eps < math.inf:
+            raise ValueError(f"BatchNorm2d: eps must be greater than 0, got {eps}")
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"BatchNorm2d: momentum is a share between 0 and 1, got {momentum}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.register_parameter("weight", Parameter(np.ones(num_features, np.float32)))

@@ -36,10 +36,11 @@ class Optimizer:
     written there by `upload`."""
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **settings: Any) -> None:
-        if isinstance(params, Tensor | Mapping):
+        if isinstance(params, Tensor | Mapping) or not isinstance(params, Iterable):
+            hint = "put it into a list" if isinstance(params, Iterable) else "pass its parameters()"
             raise TypeError(
                 f"{self._name}: expected a list of tensors or of groups, got one "
-                f"{type(params).__name__}; put it into a list"
+                f"{type(params).__name__}; {hint}"
             )
         self.defaults = settings
         self.param_groups: list[Group] = []

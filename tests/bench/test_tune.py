@@ -145,6 +145,21 @@ def test_an_old_table_is_replaced_without_a_warning():
     assert operation("conv2d").decide("cpu", G).why == "table"
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"dtype": "int8"}, ValueError, "tune: unknown dtype 'int8'. Known: float32, float64"),
+        ({"dtype": "float16"}, ValueError, "unknown dtype 'float16'.* Known: float32, float64"),
+        ({"batch": "8"}, TypeError, "layers: batch takes an integer, got '8'"),
+        ({"size": (32, 32)}, TypeError, r"layers: size takes an integer, got \(32, 32\)"),
+        ({"device": "gpu"}, ValueError, "unknown device 'gpu'"),
+    ],
+)
+def test_refusals(given, error, message):
+    with pytest.raises(error, match=message):
+        mr.tune(**given)
+
+
 def test_places_have_names():
     assert place_of("cpu").backend == "cpu"
     with pytest.raises(ValueError, match="unknown device 'gpu'"):

@@ -10,6 +10,9 @@ import pytest
 from minires import __version__
 from minires.cli.app import run
 from minires.cli.console import clock, duration, short
+from minires.kernels import threads
+from minires.kernels.cpu import simd
+from minires.kernels.host import vector_bytes
 
 COMMANDS = ("train", "eval", "models", "gradcheck", "kernels", "info")
 
@@ -93,6 +96,25 @@ def test_info(capsys):
     assert re.search(r"^cores +\d+ available of \d+", out, re.MULTILINE)
     assert re.search(r"^BLAS +\S+ .*\d+ threads", out, re.MULTILINE)
     assert re.search(r"^device +\S+", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("processor", [None, "generic"])
+def test_info_tells_the_vectors_and_threads_of_the_kernels(capsys, monkeypatch, processor):
+    """As many as are in force, whatever BLAS and Numba would use."""
+    if processor is not None:
+        monkeypatch.setenv("NUMBA_CPU_NAME", processor)
+    floats = 4 if processor else simd.VECTOR_BYTES // 4
+    vector_bytes.cache_clear()
+    monkeypatch.setattr(threads, "_count", 1)
+    assert f"kernels compute on vectors of {floats} floats, 1 threads" in " ".join(
+        printed(capsys, "info").split()
+    )
+    vector_bytes.cache_clear()
+
+
+def test_info_on_a_device_that_is_none(capsys):
+    assert run(["info", "--kernels", "--device", "gpu"]) == 1
+    assert "unknown device 'gpu'. Did you mean 'cpu'? Known: cpu, cuda" in capsys.readouterr().err
 
 
 def test_gradcheck_of_operations(capsys):

@@ -27,8 +27,11 @@ with announced(lambda count, seconds: heard.append(count), after=0.0), use(relu=
     y = operations.relu(np.arange(-40.0, 40.0, dtype=np.float32).reshape(1, 16, 1, 5))
 assert (y == np.maximum(np.arange(-40.0, 40.0).reshape(1, 16, 1, 5), 0)).all()
 from minires.kernels.cpu import elementwise
+from minires.cli.info import _compiled
+from pathlib import Path
 import minires
-print(minires.__file__, heard[-1] if heard else 0, sum(elementwise._relu.stats.cache_hits.values()))
+print(minires.__file__, heard[-1] if heard else 0, sum(elementwise._relu.stats.cache_hits.values()),
+      _compiled(Path(minires.__file__).parent))
 """
 
 
@@ -62,13 +65,14 @@ def test_kernels_are_kept_where_the_package_cannot_be_written(tmp_path: Path) ->
         folder.chmod(0o555)
     variables = {"PYTHONPATH": str(library), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        where, compiled, hits = run(RELU, limited=True, **variables)
+        where, compiled, hits, folder = run(RELU, limited=True, **variables)
         assert where.startswith(str(library))
         assert int(compiled) > 0
         assert int(hits) == 0
         assert not list(library.rglob("*.nbc"))
-        assert list(home.rglob("elementwise._relu_by_workers-*.nbc"))
-        _, compiled, hits = run(RELU, limited=True, **variables)
+        assert home in Path(folder).parents  # as `minires info` says
+        assert list(Path(folder).rglob("elementwise._relu_by_workers-*.nbc"))
+        _, compiled, hits, _ = run(RELU, limited=True, **variables)
         assert (int(compiled), int(hits)) == (0, 1)
     finally:
         for folder in folders:

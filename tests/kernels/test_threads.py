@@ -45,6 +45,14 @@ def test_more_than_there_are():
         mr.set_num_threads(many)
 
 
+@pytest.mark.parametrize("count", ["2", 1.0, True])
+def test_what_is_no_number_of_threads(count):
+    before = threads.num_threads()
+    with pytest.raises(TypeError, match=f"threads must be a whole number, got {count!r}"):
+        mr.set_num_threads(count)
+    assert threads.num_threads() == before
+
+
 def test_blas_steps_aside_for_our_own_threads():
     mr.set_num_threads()
     threads.use_own_threads()

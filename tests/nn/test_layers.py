@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,11 @@ def test_reprs_of_settings() -> None:
         (lambda: nn.Linear(2, 0), ValueError, "Linear: out_features must be at least 1, got 0"),
         (lambda: nn.Linear(True, 1), TypeError, "Linear: in_features takes an integer, got True"),
         (lambda: nn.BatchNorm2d(-1), ValueError, "BatchNorm2d: num_features must be at least 1"),
+        (lambda: nn.BatchNorm2d(3, eps=0), ValueError, "eps must be greater than 0, got 0"),
+        (lambda: nn.BatchNorm2d(3, eps=math.nan), ValueError, "eps must be greater than 0"),
+        (lambda: nn.BatchNorm2d(3, eps=None), TypeError, "eps takes a number, got None"),
+        (lambda: nn.BatchNorm2d(3, momentum=2), ValueError, "momentum is a share between 0 and 1"),
+        (lambda: nn.BatchNorm2d(3, momentum=None), TypeError, "momentum takes a number, got None"),
         (lambda: nn.Dropout(1.5), ValueError, r"Dropout: p is a probability .*, got 1\.5"),
     ],
 )  # fmt: skip

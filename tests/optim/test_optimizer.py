@@ -142,6 +142,8 @@ def test_bad_parameters(make):
         make([{"params": []}], lr=0.1)
     with pytest.raises(TypeError, match="got one Parameter; put it into a list"):
         make(p, lr=0.1)
+    with pytest.raises(TypeError, match=r"got one Linear; pass its parameters\(\)"):
+        make(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="got one dict; put it into a list"):
         make({"params": [p]}, lr=0.1)
     with pytest.raises(TypeError, match=r"parameter 1 is a ndarray, expected a Tensor$"):
