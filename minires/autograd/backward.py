@@ -262,16 +262,11 @@ def _is_fresh(
         if (foreign or other is owner or other.base is owner) and _overlap(array, other):
             return False
     itself = False
-    for tensor in results:
-        if tensor is None:
-            continue
-        other = tensor._data
-        if other is array:
+    for tensor in results:  # the engine's operations return one array twice, and no parts of one
+        if tensor is not None and tensor._data is array:
             if itself:
                 return False
             itself = True
-        elif (foreign or other is owner or other.base is owner) and _overlap(array, other):
-            return False
     for other in node._saved.values() if node._saved else ():
         if type(other) is tuple:
             other = other[0]

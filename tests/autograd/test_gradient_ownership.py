@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 
 import minires as mr
 from minires import functional as F
+from minires.autograd import functions
+from minires.testing.cases import cases
 
 
 def leaf(*values: float) -> mr.Tensor:
@@ -138,3 +142,41 @@ def test_a_tensor_and_its_detached_twin_are_two_inputs() -> None:
         assert not first.requires_grad or mr.grad(
             first, [x], np.ones(1), allow_unused=True
         ) == (None,)
+
+
+def test_gradients_of_one_operation_are_one_array_or_lie_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the engine believes of its own operations: two gradients that share memory are the same
+    array, or views of what backward was given or kept. True of every case of the table."""
+    looked: set[str] = set()
+
+    def watched(backward: Any) -> Any:
+        def wrapper(self: Any, *upstream: Any) -> Any:
+            saved = [s[0] for s in (self._saved or {}).values() if type(s) is tuple]
+            known = [*saved, *(t._data for t in upstream if t is not None)]
+            result = backward(self, *upstream)
+            results = result if isinstance(result, tuple | list) else (result,)
+            arrays = [t._data for t in results if t is not None]
+            for a, b in itertools.combinations(arrays, 2):
+                looked.add(self.name)
+                assert a is b or not np.may_share_memory(a, b) or any(
+                    np.may_share_memory(a, k) for k in known
+                ), self.name
+            return result
+
+        return wrapper
+
+    for kind in functions().values():
+        if kind.of_engine and "backward" in vars(kind):
+            monkeypatch.setattr(kind, "backward", watched(vars(kind)["backward"]))
+    for case in cases():
+        fn, inputs = case.build()
+        y = fn(*inputs)
+        for one in y if isinstance(y, tuple | list) else (y,):
+            leaves = [t for t in inputs if isinstance(t, mr.Tensor) and t.requires_grad]
+            again = mr.grad(one, leaves, np.ones(one.shape), create_graph=True, allow_unused=True)
+            for g in again:
+                if case.second_order and g is not None and g.requires_grad:
+                    g.backward(np.ones(g.shape), retain_graph=True)
+    assert {"Add", "Mul", "Conv2d", "BatchNormReLUTrain", "AddReLU"} <= looked

@@ -293,9 +293,14 @@ def test_watching_does_not_change_the_bits(fusing: Counted, rng: Any) -> None:
     assert len(seen) == 2
 
 
-def test_statistics_of_what_a_hook_has_changed(fusing: Counted, rng: Any) -> None:
+@pytest.mark.parametrize("through", ["data", "numpy"])
+def test_statistics_of_what_a_hook_has_changed(through: str, fusing: Counted, rng: Any) -> None:
     def double(module: nn.Module, args: Any, output: mr.Tensor) -> None:
-        output.data *= 2
+        if through == "data":
+            output.data *= 2
+        else:  # the engine sees that the array was handed out, and not what became of it
+            array = output.numpy()
+            array *= 2
 
     def found(hooked: bool) -> Any:
         model = Block(feeds_norm=hooked)

@@ -84,9 +84,10 @@ def test_second_and_third_order(
             gradients = mr.grad(f, tensors, create_graph=True, allow_unused=True)
             found.append([np.zeros(a.shape) if g is None else g.numpy().copy()
                           for g, a in zip(gradients, arrays, strict=True)])  # fmt: skip
-            terms = [
-                (g * v).sum() for g, v in zip(gradients, vs, strict=True) if g is not None
-            ]
+            terms = [  # what reaches a gradient depends on the inputs, too
+                (g * (v + t)).sum()
+                for g, v, t in zip(gradients, vs, tensors, strict=True) if g is not None
+            ]  # fmt: skip
             f = sum(terms[1:], terms[0])
         results.append(found)
     for order, (actual, wanted) in enumerate(zip(*results, strict=False), 1):
