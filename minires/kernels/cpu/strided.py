@@ -2,9 +2,11 @@
 
 How it runs, forward and input gradient: as in `winograd.py` each worker takes batches of tiles
 through all steps, transform, products, inverse transform, and reads all of U once per batch. Where
-U is large, as in `winograd_blocked.py`, all tiles are transformed first; then each worker takes
-some output channels and makes blocks of U in its cache. The weight gradient likewise: a worker's
-own dU for its own batches, or blocks of dU for all tiles.
+U is large, all tiles are transformed first; then each worker takes a panel of output channels at a
+time and makes U of it in its cache, a group of elements just before they are multiplied. A product
+then sums over all input channels at once: M is written once and not read back for more. The weight
+gradient likewise (`strided_gradient.py`): a worker's own dU for its own batches, or blocks of dU
+for all tiles.
 
 Workers own fixed ranges of tiles, or of channels, so the result does not depend on which one is
 faster.
@@ -32,7 +34,7 @@ from minires.kernels.cpu.strided_products import (
     PRODUCTS,
     SPARE,
     multiply_batch,
-    multiply_block,
+    multiply_group,
 )
 from minires.kernels.cpu.strided_tiles import (
     PATCH,
@@ -44,11 +46,17 @@ from minires.kernels.cpu.strided_tiles import (
     steps_of,
     store_tiles,
 )
-from minires.kernels.cpu.strided_weights import transform_block, transform_panels
+from minires.kernels.cpu.strided_weights import (
+    AROUND,
+    GROUPS,
+    TOGETHER,
+    gather_panel,
+    group_range,
+    transform_group,
+    transform_panels,
+)
 from minires.kernels.cpu.team import parallel
-from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.tilings import Tiling, ranges
-from minires.kernels.cpu.winograd_weights import GATHERED
 from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
@@ -58,15 +66,16 @@ BATCH = 6  # tiles that are taken through all steps together
 SMALL = 16 * 32  # channel pairs up to which twice as many tiles make up for what a step costs
 WIDTH = 64  # output channels that are multiplied before they are transformed back
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
-BLOCK = 64  # input channels of a block of U
+BLOCK = 64  # channels of a tile that are transformed together where U is large
 
 
 class Plan(NamedTuple):
     """How the work is divided.
 
-    tiles: all of them. blocked: whether U is made in blocks, or else as a whole. parts: of the
-    tiles; of which sums are kept. batch: tiles that are multiplied together. block, width: channels
-    likewise, inputs' and outputs'. panel: outputs of a register tile.
+    tiles: all of them. blocked: whether U is made panel by panel, or else as a whole. parts: of the
+    tiles; of which sums are kept. batch: tiles that are multiplied together. block: input channels
+    that are transformed together. width: output channels that are multiplied together. panel:
+    outputs of a register tile.
     """
 
     tiles: int
@@ -122,14 +131,13 @@ def _transform_weight(worker, p, workers):
 def _transform_tiles(worker, p, workers):
     """One worker's share of all tiles, in blocks of channels."""
     C, block, total, L = p.shape[2], p.plan.block, p.plan.tiles, p.L
-    first, last = worker * total // workers, (worker + 1) * total // workers
-    for c in range(0, C, block):
-        channels = min(block, C - c)
-        at = c // block * steps_of(total, block, L).size + first * channels
-        load_tiles(
-            p.x, p.before, p.shape, p.window, p.tiling, first, last - first, c, channels, p.v, at,
-            steps_of(total, channels, L), p.works[worker], p.coef, L,
-        )  # fmt: skip
+    vs = steps_of(total, C, L)
+    for t in range(worker * total // workers, (worker + 1) * total // workers):
+        for c in range(0, C, block):
+            load_tiles(
+                p.x, p.before, p.shape, p.window, p.tiling, t, 1, c, min(block, C - c), p.v,
+                t * C + c, vs, p.works[worker], p.coef, L,
+            )  # fmt: skip
 
 
 @parallel
@@ -171,28 +179,27 @@ def _batches(worker, p, workers):
 def _outputs(worker, p, workers):
     """One worker's panels of outputs, each for a part of the tiles."""
     plan, work, L = p.plan, p.works[worker], p.L
-    C, block, panel, parts, total = p.shape[2], plan.block, plan.panel, plan.parts, plan.tiles
-    ms, u_step = steps_of(plan.batch, panel, L), block * panel
-    m_at, patch_at = ELEMENTS * u_step, ELEMENTS * u_step + ms.size
-    u, m, patch = work[:m_at], work[m_at:patch_at], work[patch_at:]
+    C, panel, parts, total = p.shape[2], plan.panel, plan.parts, plan.tiles
+    vs, ms = steps_of(total, C, L), steps_of(plan.batch, panel, L)
+    m_at = TOGETHER * C * panel
+    rest_at = m_at + ms.size
+    u, m, rest = work[:m_at], work[m_at:rest_at], work[rest_at:]
     units = p.out[2] // panel * parts
     for unit in range(worker * units // workers, (worker + 1) * units // workers):
         part, o = unit % parts, unit // parts * panel
         first, end = part * total // parts, (part + 1) * total // parts
         count, tiles = end - first, ranges(p.tiling, first, end - first)
-        for c in range(0, C, block):
-            channels = min(block, C - c)
-            at = c // block * steps_of(total, block, L).size + first * channels
-            transform_block(
-                p.weight, p.columns, p.swap, o, panel, c, channels, u, 0, u_step, patch, L
-            )  # fmt: skip
-            multiply_block(
-                p.address, p.v, at, channels, steps_of(total, channels, L), u, u_step, panel,
-                plan.wide, m, ms, tiles, count, ONWARD if c > 0 else FRESH,
+        gather_panel(p.weight, p.columns, p.swap, o, panel, C, rest, L)
+        for group in range(GROUPS):
+            begin, behind = group_range(group)
+            transform_group(rest, p.swap, panel, C, group, u, 0, C * panel, L)
+            multiply_group(
+                p.address, p.v, first * C, C, vs, u, begin, behind, panel, plan.wide, m, ms,
+                tiles, count,
             )  # fmt: skip
         pixels = store_tiles(
             m, ms, p.out, p.window, p.swap, p.tiling, first, count, o, panel, p.y, True,
-            part_of(p.finish, part), patch, p.coef, L,
+            part_of(p.finish, part), rest, p.coef, L,
         )  # fmt: skip
         if o == 0:
             p.counts[part] = pixels
@@ -202,7 +209,7 @@ def _plan(total: int, C: int, O: int, size: int, L: int) -> tuple[Plan, int]:
     """And how many numbers a worker needs room for; size: of a tile's window."""
     workers, panel = num_threads(), panel_width(O, L)
     if C * O >= LARGE:
-        block, width, room = BLOCK, panel, ELEMENTS * BLOCK * panel
+        block, width, room = BLOCK, panel, TOGETHER * C * panel
         parts = max(min(-(-workers // (O // panel)), total), 1)
         batch = -(-total // parts)
     else:
@@ -211,7 +218,7 @@ def _plan(total: int, C: int, O: int, size: int, L: int) -> tuple[Plan, int]:
         room = steps_of(batch, C, L).size + SPARE * (C + width)
     plan = Plan(total, C * O >= LARGE, parts, batch, block, width, panel, panel > L)
     room += steps_of(batch, width, L).size
-    return plan, room + max(size**2 * block, PATCH * L, GATHERED * panel)
+    return plan, room + max(size**2 * block, PATCH * L, (9 * C + AROUND) * panel)
 
 
 def _run(
@@ -236,8 +243,7 @@ def _run(
     if total is not None:
         finish = finish._replace(shortcut=y.reshape(-1))
     if plan.blocked:
-        blocks = -(-C // plan.block)
-        v = memory.empty(blocks * steps_of(tiling.tiles, plan.block, L).size, dtype)
+        v = memory.empty(steps_of(tiling.tiles, C, L).size, dtype)
         u = v[:0]
     else:
         u = memory.empty(ELEMENTS * C * O, dtype)

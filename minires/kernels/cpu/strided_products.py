@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from minires.kernels.cpu.product import product, product_to_memory
-from minires.kernels.cpu.tile import ONWARD
+from minires.kernels.cpu.product import product_to_memory
+from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.winograd_products import ROWS, ask_for, multiply
 
 ELEMENTS = 36  # matrices: ee 25, eo 5, oe 5, oo 1
@@ -76,20 +76,31 @@ def multiply_batch(
 
 
 @njit(cache=True)
-def multiply_block(
-    address, v, v_at, C, vs, u, u_step, panel, wide, m, ms, tiles, count, mode
+def multiply_group(
+    address, v, v_at, C, vs, u, begin, end, panel, wide, m, ms, tiles, count
 ):  # fmt: skip
-    """m[t, o] (+)= sum_c v[t, c] * u[c, o] for `count` tiles and a panel of outputs."""
-    for e in range(ELEMENTS):
-        a, c = v_at + _begin(e, vs), _begin(e, ms)
-        for which in range(_shared(e)):
-            first, end = _rows(e, which, tiles, count)
-            if end > first:
-                product(
-                    address, v, a + which * vs.run + first * C, C, 1, end - first, u, e * u_step,
-                    panel, 0, panel, wide, panel, m, c + which * ms.run + first * panel, panel, C,
-                    mode,
+    """m[t, o] = sum_c v[t, c] * u[c, o] for `count` tiles, a panel of outputs and the elements
+    begin, ..., end - 1, whose matrices lie in u one after the other.
+
+    A register tile's rows of v are asked for while the one before it is computed.
+    """
+    for e in range(begin, end):
+        a, c, n = v_at + _begin(e, vs), _begin(e, ms), _shared(e)
+        adjacent = n > 1 and vs.run == count * C and ms.run == count * panel
+        which = 0
+        while which < n:
+            first, last = _rows(e, which, tiles, count)
+            rows, step = last - first, 1
+            if adjacent and which % 4 == 0 and rows == count:  # three that all tiles have
+                rows, step = 3 * count, 3
+            at = a + which * vs.run + first * C
+            if rows > 0:
+                product_to_memory(
+                    address, v, at, C, 1, rows, u, (e - begin) * C * panel, panel, 0, panel, wide,
+                    panel, m, c + which * ms.run + first * panel, panel, C, FRESH, 1, 0, 0,
+                    v, at + ROWS * C, rows * C,
                 )  # fmt: skip
+            which += step
 
 
 @njit(cache=True)

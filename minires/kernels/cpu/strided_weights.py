@@ -14,11 +14,16 @@ from numba import njit
 
 from minires.kernels.cpu.simd import fill, fmuladd, load, store
 from minires.kernels.cpu.winograd_weights import (
+    GATHERED,
     GROUP,
     gather_taps,
     scatter_taps,
     total_of,
 )
+
+AROUND = GATHERED - 9 * GROUP  # rows of a panel that `gather_panel` needs beyond the taps
+GROUPS = 7  # of elements that are transformed together, see `transform_group`
+TOGETHER = 6  # of them at most
 
 
 @njit(cache=True)
@@ -39,36 +44,51 @@ def _store5(u, at, step, v):
 
 
 @njit(cache=True)
-def transform_block(weight, C, swap, o, panel, c, channels, u, at, step, buffer, L):
-    """U of output channels o, ..., o + panel - 1 and input channels c, ..., c + channels - 1.
+def gather_panel(weight, C, swap, o, panel, channels, taps, L):
+    """taps[(c*9 + tap)*panel + j] for output channel o + j and all input channels c.
 
-    u[at + e*step + i*panel + j] for element e, input channel c + i, output channel o + j. C: the
-    weight's second dimension. buffer: GATHERED * panel numbers.
+    If `swap` the taps come in reverse order. Room for `channels` * 9 + AROUND rows of a panel.
+    """
+    for c in range(0, channels, GROUP):
+        gather_taps(weight, C, swap, o, panel, c, taps[c * 9 * panel :], L)
+
+
+@njit(cache=True)
+def transform_group(taps, swap, panel, channels, group, u, at, step, L):
+    """U of a group of elements from `gather_panel`'s taps: u[at + e*step + c*panel + j].
+
+    Groups are the five rows of ee, then eo, then oe and oo; e counts from the group's first, see
+    `group_range`.
     """
     corner, tap = (8 * panel, -panel) if swap else (0, panel)
     row = 3 * tap
-    for group in range(0, channels, GROUP):
-        gather_taps(weight, C, swap, o, panel, c + group, buffer, L)
-        for i in range(GROUP):
-            for j in range(0, panel, L):
-                first, q = i * 9 * panel + corner + j, at + (group + i) * panel + j
-                left = _g(load(buffer, first), load(buffer, first + 2 * row), weight)
-                p = first + tap
-                _store5(
-                    u, q + 25 * step, step, _g(load(buffer, p), load(buffer, p + 2 * row), weight)
-                )  # fmt: skip
-                p += tap
-                right = _g(load(buffer, p), load(buffer, p + 2 * row), weight)
-                _store5(u, q, step, _g(left[0], right[0], weight))
-                _store5(u, q + 5 * step, step, _g(left[1], right[1], weight))
-                _store5(u, q + 10 * step, step, _g(left[2], right[2], weight))
-                _store5(u, q + 15 * step, step, _g(left[3], right[3], weight))
-                _store5(u, q + 20 * step, step, _g(left[4], right[4], weight))
-                p = first + row
-                _store5(
-                    u, q + 30 * step, step, _g(load(buffer, p), load(buffer, p + 2 * tap), weight)
-                )  # fmt: skip
-                store(u, q + 35 * step, load(buffer, p + tap))
+    near, far, a, b = fill(taps, 1.0), fill(taps, 0.0), corner, corner + 2 * row
+    if group == 1 or group == 2:
+        near, far = fill(taps, 1 / 2), fill(taps, 1 / 2 if group == 1 else -1 / 2)
+    elif group == 3:
+        near, far = fill(taps, 1 / 6), fill(taps, 1 / 3)
+    elif group == 4:
+        near, far = far, near
+    for c in range(channels):
+        for j in range(0, panel, L):
+            p, to = c * 9 * panel + j, at + c * panel + j
+            if group < 5:
+                left = fmuladd(near, load(taps, p + a), far * load(taps, p + b))
+                p += 2 * tap
+                right = fmuladd(near, load(taps, p + a), far * load(taps, p + b))
+            elif group == 5:
+                left, right = load(taps, p + a + tap), load(taps, p + b + tap)
+            else:
+                p += a + row
+                left, right = load(taps, p), load(taps, p + 2 * tap)
+                store(u, to + 5 * step, load(taps, p + tap))
+            _store5(u, to, step, _g(left, right, taps))
+
+
+@njit(cache=True)
+def group_range(group):
+    """The first element of a group, and one behind the last."""
+    return 5 * group, 36 if group == 6 else 5 * group + 5
 
 
 @njit(cache=True)
@@ -76,10 +96,11 @@ def transform_panels(weight, C, swap, inputs, outputs, panel, worker, workers, u
     """One worker's panels of all of U: u[e, o // panel, c, o % panel]."""
     panels = outputs // panel
     for p in range(worker * panels // workers, (worker + 1) * panels // workers):
-        transform_block(
-            weight, C, swap, p * panel, panel, 0, inputs, u, p * inputs * panel, inputs * outputs,
-            buffer, L,
-        )  # fmt: skip
+        gather_panel(weight, C, swap, p * panel, panel, inputs, buffer, L)
+        for group in range(GROUPS):
+            begin, _ = group_range(group)
+            at = (begin * outputs + p * panel) * inputs
+            transform_group(buffer, swap, panel, inputs, group, u, at, inputs * outputs, L)
 
 
 @njit(cache=True)
