@@ -14,7 +14,8 @@ from numba import njit
 
 
 @njit(cache=True)
-def _merge(kept, sums, counts, mean, squares):
+def merge(kept, sums, counts, mean, squares):
+    """What workers have summed, of so many rows each, into mean (zeros) and variance (zeros)."""
     n = 0
     for part in range(len(counts)):
         count = counts[part]
@@ -38,7 +39,7 @@ def merged(kept: Any, sums: Any, counts: Any) -> tuple[Any, Any]:
     """
     O = sums.shape[2]
     mean, squares = np.zeros(O), np.zeros(O)
-    _merge(kept, sums, counts, mean, squares)
+    merge(kept, sums, counts, mean, squares)
     return mean, squares
 
 

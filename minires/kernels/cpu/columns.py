@@ -18,35 +18,34 @@ summed, those of gx masked and summed (`finishing.py`). The weight gradient has 
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from minires.kernels import memory
 from minires.kernels.cpu import phases
+from minires.kernels.cpu.channels import merge
 from minires.kernels.cpu.copying import add_run, clear_run, copy_run, copy_windows
 from minires.kernels.cpu.elementwise import add
 from minires.kernels.cpu.finishing import (
     Finish,
-    added_sums,
+    add_parts,
+    check_after,
     check_before,
-    finish_of,
+    check_pixels,
+    clear_sums,
     finish_rows,
-    flat_before,
     mask_rows,
-    masking,
-    merged_moments,
     normalise_rows,
-    nothing,
     part_of,
 )
 from minires.kernels.cpu.product import panel_width, product_address, product_to_memory
 from minires.kernels.cpu.simd import lanes
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import FRESH, ONTO
-from minires.kernels.cpu.weights import packed, packed_transposed
+from minires.kernels.cpu.weights import SMALL, pack, pack_transposed, packed_transposed
 from minires.kernels.fusing import After, Before, Rectified
 from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
@@ -107,14 +106,60 @@ def _forward_pixels(
 
 @parallel
 def _forward(
-    worker, address, x, before, weight, y, finish, pixels, O, sizes, panel, wide, plain, mode,
-    workers, work, L,
+    worker, address, x, before, weight, y, finish, pixels, O, sizes, panel, plain, mode, workers,
+    rooms, room, L,
 ):  # fmt: skip
     begin, end = worker * pixels // workers, (worker + 1) * pixels // workers
+    part = part_of(finish, worker)
+    clear_sums(part.sums)
     _forward_pixels(
-        address, x, before, weight, y, part_of(finish, worker), begin, end, O, sizes, panel,
-        wide, plain, mode, work[worker], L,
+        address, x, before, weight, y, part, begin, end, O, sizes, panel, panel > L, plain, mode,
+        rooms[worker * room : (worker + 1) * room], L,
     )  # fmt: skip
+
+
+@njit(cache=True)
+def _convolve(
+    plan, x, mean, scale, shift, weight, transposed, y, mode, added, shortcut, rectify, source,
+    output, sums, work,
+):  # fmt: skip
+    """All of a pass in one call: from Python each costs as much as a small layer, see `Plan`.
+
+    mean, scale, shift: of `Before`, or of `Rectified` if transposed, as are source, its x, and
+    output; added, shortcut, rectify: of `After`. sums: (workers + 1, 2, O), of which the last
+    become mean and variance of y, or the first the gradient's sums; of no elements if nobody wants
+    them.
+    """
+    address, sizes, pixels, O, taps, panel, plain, workers, room, L = plan
+    C, threads = sizes[2], 1
+    if weight.size >= SMALL:  # waking a thread takes longer than packing less
+        threads = workers
+    if transposed:
+        pack_transposed(weight, C, O, taps, panel, work, threads, L)
+    else:
+        pack(weight, O, C, taps, panel, work, threads, L)
+    rooms = work[(O + panel - 1) // panel * panel * taps * C :]
+    size = len(mean)
+    norm = rooms[workers * room : workers * room + 3 * size]
+    for i in range(size):
+        norm[i], norm[size + i], norm[2 * size + i] = mean[i], scale[i], shift[i]
+    masks, none = transposed and sums.size > 0, work[:0]
+    kept = np.empty((workers, O + 2 * L if sums.size > 0 and not masks else 0), work.dtype)
+    finish = Finish(added, shortcut, rectify, kept, sums, source, output, norm if masks else none)
+    _forward(
+        address, x, none if masks else norm, work, y, finish, pixels, O, sizes, panel, plain,
+        mode, workers, rooms, room, L,
+    )  # fmt: skip
+    if sums.size == 0:
+        return
+    if masks:
+        add_parts(sums[:workers])
+        return
+    counts = np.empty(workers, np.int64)
+    for part in range(workers):
+        counts[part] = (part + 1) * pixels // workers - part * pixels // workers
+    clear_sums(sums[workers])
+    merge(kept, sums, counts, sums[workers, 0], sums[workers, 1])
 
 
 @njit(cache=True)
@@ -183,6 +228,42 @@ def _plain(g: ConvGeometry) -> bool:
     return g.pointwise and g.stride == (1, 1)
 
 
+class Plan(NamedTuple):
+    """What sizes alone decide. In a training step a call's Python is in no cache any more, and what
+    it looks at comes from memory: worked out at each call, this costs as much as a small layer.
+
+    shape: of y in memory. room: numbers of work space: the packed weight, then a room for each
+    worker, then three numbers for each channel. none, unsummed: for what is not asked for. fixed:
+    what `_convolve` unpacks.
+    """
+
+    shape: tuple[int, int, int, int]
+    room: int
+    pixels: int
+    lanes: int
+    workers: int
+    none: Any
+    unsummed: Any
+    fixed: tuple[Any, ...]
+
+
+@lru_cache(maxsize=1024)
+def _plan(g: ConvGeometry, transposed: bool, dtype: Any, workers: int) -> Plan:
+    """transposed: of a 1x1 layer's input gradient, the forward pass of the transposed weight."""
+    C, O, L = g.C, g.O, lanes(dtype)
+    shape, sizes, pixels = (g.N, *g.out, O), g.window_sizes, g.N * g.out[0] * g.out[1]
+    if transposed:
+        C, O, shape, sizes = O, C, (g.N, g.H, g.W, C), (1, 1, O, *sizes[3:])
+    taps, panel = g.kernel[0] * g.kernel[1], panel_width(O, L)
+    room = PIXELS * taps * C
+    packed = -(-O // panel) * panel * taps * C
+    fixed = (product_address(dtype), sizes, pixels, O, taps, panel, _plain(g), workers, room, L)
+    none, unsummed = np.empty(0, dtype), np.empty((workers + 1, 2, 0))
+    # Never less than the pool lends: y comes from there, whose code is then in the caches.
+    room = max(packed + workers * room + 3 * max(C, O), memory.SMALLEST // np.dtype(dtype).itemsize)
+    return Plan(shape, room, pixels, L, workers, none, unsummed, fixed)
+
+
 def conv2d(x: Any, weight: Any, g: ConvGeometry) -> Any:
     """Columns of a few pixels at a time, multiplied in cache."""
     return conv2d_fused(x, weight, g, None, None, moments=False)
@@ -198,62 +279,69 @@ def conv2d_fused(
     Raises ValueError for a `before` of a layer that is not 1x1 of stride 1, for `after` together
     with `moments`, and for the moments of nothing.
     """
-    check_before(before, _plain(g) and g.C % lanes(x.dtype) == 0)
-    workers, pixels = num_threads(), g.N * g.out[0] * g.out[1]
-    finish = finish_of(after, moments, g.O, workers, x.dtype)
-    x, L, K = to_nhwc(x), lanes(x.dtype), g.kernel[0] * g.kernel[1] * g.C
-    panel = panel_width(g.O, L)
-    y = memory.empty((g.N, *g.out, g.O), x.dtype)
-    copied = before is not None or not _plain(g)
-    room = (workers, PIXELS * K if copied else 0)
-    work = memory.empty(room, x.dtype) if copied else np.empty(room, x.dtype)
-    _forward(
-        product_address(x.dtype), x.reshape(-1), flat_before(before, x.dtype),
-        packed(weight, panel), y.reshape(-1), finish, pixels, g.O, g.window_sizes,
-        panel, panel > L, _plain(g), FRESH, workers, work, L,
+    plan = _plan(g, False, x.dtype, num_threads())
+    none, sums = plan.none, plan.unsummed
+    shift, shortcut, rectify, norm = none, none, False, (none, none, none)
+    if before is not None:
+        check_before(before, _plain(g) and g.C % plan.lanes == 0)
+        norm = before
+    if after is not None:
+        check_after(after, moments)
+        shift, rectify = after.shift, after.rectify
+        if after.shortcut is not None:
+            shortcut = to_nhwc(after.shortcut).reshape(-1)
+    if moments:
+        check_pixels(plan.pixels)
+        sums = np.empty((plan.workers + 1, 2, g.O))
+    y = memory.empty(plan.shape, x.dtype)
+    _convolve(
+        plan.fixed, to_nhwc(x).reshape(-1), *norm, np.ascontiguousarray(weight).reshape(-1), False,
+        y.reshape(-1), FRESH, shift, shortcut, rectify, none, none, sums,
+        memory.empty(plan.room, x.dtype),
     )  # fmt: skip
-    if not moments:
-        return to_nchw(y)
-    ends = [worker * pixels // workers for worker in range(workers + 1)]
-    return to_nchw(y), *merged_moments(finish, [b - a for a, b in pairwise(ends)])
+    return (to_nchw(y), *sums[-1]) if moments else to_nchw(y)
 
 
 def _transposed(
-    gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int, finish: Finish | None = None
-) -> Any:
-    """The input gradient of a 1x1 layer: the forward pass of the transposed weight."""
-    gy, L = to_nhwc(gy), lanes(gy.dtype)
-    panel, workers = panel_width(g.C, L), num_threads()
-    _forward(
-        product_address(gy.dtype), gy.reshape(-1), flat_before(None, gy.dtype),
-        packed_transposed(weight, panel), gx.reshape(-1),
-        nothing(workers, gy.dtype) if finish is None else finish, g.N * g.H * g.W, g.C,
-        (1, 1, g.O, *g.window_sizes[3:]), panel, panel > L, True, mode,
-        workers, np.empty((workers, 0), gy.dtype), L,
+    gy: Any, weight: Any, g: ConvGeometry, total: Any, rectified: Rectified | None
+) -> tuple[Any, Any]:
+    """The input gradient of a 1x1 layer and its sums; added to `total` if that is given."""
+    plan = _plan(g, True, gy.dtype, num_threads())
+    none, sums = plan.none, plan.unsummed
+    x, output, norm = none, none, (none, none, none)
+    if rectified is not None:
+        x, norm = to_nhwc(rectified.x).reshape(-1), rectified[1:4]
+        sums = np.empty((plan.workers + 1, 2, g.C))
+        if rectified.y is not None:
+            output = to_nhwc(rectified.y).reshape(-1)
+    gx = memory.empty(plan.shape, gy.dtype) if total is None else to_nhwc(total)
+    _convolve(
+        plan.fixed, to_nhwc(gy).reshape(-1), *norm, np.ascontiguousarray(weight).reshape(-1), True,
+        gx.reshape(-1), FRESH if total is None else ONTO, none, none, False, x, output, sums,
+        memory.empty(plan.room, gy.dtype),
     )  # fmt: skip
-    return to_nchw(gx)
+    return to_nchw(gx), sums[0]
 
 
 def conv2d_grad_input(gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """Gradient columns of a few pixels at a time, added back where they came from."""
-    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype)
-    return _input_gradient(gy, weight, g, gx, FRESH)
+    return _input_gradient(gy, weight, g, None)
 
 
 def add_conv2d_grad_input(total: Any, gy: Any, weight: Any, g: ConvGeometry) -> Any:
     """The same, added to `total`; in its memory where no columns are added up."""
     if g.pointwise or phases.fits(g, lanes(gy.dtype)):
-        return _input_gradient(gy, weight, g, to_nhwc(total), ONTO)
+        return _input_gradient(gy, weight, g, total)
     return add(total, conv2d_grad_input(gy, weight, g))
 
 
-def _input_gradient(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -> Any:
-    """gx, (N, H, W, C) in memory, is written or added to; mode: FRESH, or ONTO where windows do not
-    meet: the bits are those of a sum."""
+def _input_gradient(gy: Any, weight: Any, g: ConvGeometry, total: Any) -> Any:
+    """A new array, or `total` where windows do not meet: the bits are those of a sum."""
     if _plain(g):
-        return _transposed(gy, weight, g, gx, mode)
+        return _transposed(gy, weight, g, total, None)[0]
+    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype) if total is None else to_nhwc(total)
     if phases.fits(g, lanes(gy.dtype)):
-        return phases.grad_input(gy, weight, g, gx, mode)
+        return phases.grad_input(gy, weight, g, gx, FRESH if total is None else ONTO)
     gy, L = to_nhwc(gy), lanes(gy.dtype)
     P, K = g.out[0] * g.out[1], g.kernel[0] * g.kernel[1] * g.C
     panel, workers = panel_width(K, L), num_threads()
@@ -261,7 +349,7 @@ def _input_gradient(gy: Any, weight: Any, g: ConvGeometry, gx: Any, mode: int) -
     row = -(-K // panel) * panel
     work = memory.empty((workers, PIXELS * row), gy.dtype)
     _grad_input(
-        product_address(gy.dtype), gy.reshape(-1), weight, gx.reshape(-1), mode == FRESH,
+        product_address(gy.dtype), gy.reshape(-1), weight, gx.reshape(-1), total is None,
         g.pointwise, g.N, P, g.O, g.window_sizes, row, panel, panel > L, workers,
         work, L,
     )  # fmt: skip
@@ -280,8 +368,4 @@ def conv2d_grad_input_fused(
             "conv2d_grad_input: `rectified` needs a 1x1 kernel of stride 1 without padding; mask "
             "and sum gx in a pass of its own"
         )
-    fresh = total is None
-    gx = memory.empty((g.N, g.H, g.W, g.C), gy.dtype) if fresh else to_nhwc(total)
-    finish = masking(rectified, num_threads())
-    gx = _transposed(gy, weight, g, gx, FRESH if fresh else ONTO, finish)
-    return gx, added_sums(finish)
+    return _transposed(gy, weight, g, total, rectified)

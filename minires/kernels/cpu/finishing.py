@@ -171,8 +171,7 @@ def finish_of(
     Raises ValueError for both: the moments of which, before the shift or after it?
     """
     shift, shortcut, rectify, kept, sums, *none = nothing(workers, dtype)
-    if after is not None and moments:
-        raise ValueError("conv2d: either `after` or `moments`, not both: call it without one")
+    check_after(after, moments)
     if moments:
         kept, sums = np.empty((workers, O + 2 * lanes(dtype)), dtype), np.zeros((workers, 2, O))
     if total is not None:
@@ -198,7 +197,16 @@ def masking(rectified: Rectified, workers: int, total: Any = None) -> Finish:
 
 
 @njit(cache=True)
-def _add_parts(sums):
+def clear_sums(sums):
+    """Zeros, before a worker's first row."""
+    for i in range(len(sums)):
+        for o in range(sums.shape[1]):
+            sums[i, o] = 0
+
+
+@njit(cache=True)
+def add_parts(sums):
+    """The sums of all parts, in order, become those of the first."""
     total = sums[0]
     for part in range(1, len(sums)):
         for i in range(2):
@@ -209,7 +217,7 @@ def _add_parts(sums):
 def added_sums(finish: Finish) -> Any:
     """The sums of all parts, in order; in the memory of the first."""
     # NumPy's reduction takes 30 us here: after a kernel its code is in no cache.
-    _add_parts(finish.sums)
+    add_parts(finish.sums)
     return finish.sums[0]
 
 
@@ -219,8 +227,7 @@ def merged_moments(finish: Finish, counts: Any) -> tuple[Any, Any]:
     Raises ValueError if there are none.
     """
     counts = np.asarray(counts, np.int64)
-    if not any(counts.tolist()):
-        raise ValueError("conv2d: no pixels, so they have no mean; the batch is empty")
+    check_pixels(sum(counts.tolist()))
     return channels.merged(finish.kept, finish.sums, counts)
 
 
@@ -231,3 +238,15 @@ def check_before(before: Before | None, possible: bool) -> None:
             "conv2d: `before` needs a 1x1 kernel of stride 1 without padding and channels in whole "
             "vectors; normalise x in a pass of its own"
         )
+
+
+def check_after(after: After | None, moments: bool) -> None:
+    """Raises ValueError for both `after` and `moments`."""
+    if after is not None and moments:
+        raise ValueError("conv2d: either `after` or `moments`, not both: call it without one")
+
+
+def check_pixels(count: int) -> None:
+    """Raises ValueError if there are none whose mean could be taken."""
+    if count == 0:
+        raise ValueError("conv2d: no pixels, so they have no mean; the batch is empty")

@@ -19,6 +19,7 @@ What a batch norm and a ReLU would make of x can be made of it as it is copied t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from numba import njit
 from minires.kernels import memory
 from minires.kernels.cpu.copying import (
     AHEAD,
+    add_run,
     clear_run,
     copy_rows,
     copy_windows,
@@ -146,22 +148,52 @@ def _sum_range(
 
 @parallel
 def _sum_outer(
-    worker, address, x, before, gy, dw, pixels, O, K, sizes, k_ranges, o_ranges, row, step, near,
-    dense, workers, work, L,
+    worker, address, x, before, gy, dw, others, parts, pixels, O, K, sizes, k_ranges, o_ranges, row,
+    step, near, dense, workers, work, room, L,
 ):  # fmt: skip
-    """dw[part, o*row + k]; `row` is K in whole vectors. Either parts or ranges are one."""
-    parts, items, vectors = len(dw), k_ranges * o_ranges, row // L
+    """dw[o*row + k] over the first part of the pixels, others[(part - 1)*O*row + ...] over the
+    rest; `row` is K in whole vectors. Either parts or ranges are one."""
+    items, vectors = k_ranges * o_ranges, row // L
     jobs = parts * items
     for job in range(worker * jobs // workers, (worker + 1) * jobs // workers):
         part, item = job // items, job % items
         k, o = item // o_ranges, item % o_ranges
         _sum_range(
-            address, x, before, gy, dw[part],
+            address, x, before, gy, dw if part == 0 else others[(part - 1) * O * row :],
             part * pixels // parts, (part + 1) * pixels // parts, O, K, sizes,
             k * vectors // k_ranges * L, (k + 1) * vectors // k_ranges * L,
             o * O // o_ranges, (o + 1) * O // o_ranges, row, step, near, dense,
-            work[worker], L,
+            work[worker * room : (worker + 1) * room], L,
         )  # fmt: skip
+
+
+@parallel
+def _add_others(worker, others, parts, size, dw, workers, L):
+    vectors = size // L
+    begin, end = worker * vectors // workers * L, (worker + 1) * vectors // workers * L
+    for part in range(1, parts):
+        add_run(others, (part - 1) * size + begin, dw, begin, end - begin, L)
+
+
+@njit(cache=True)
+def _weight_gradient(plan, x, mean, scale, shift, gy, weight, work):
+    """All of a pass in one call: from Python each costs as much as a small layer."""
+    address, sizes, ranges, pixels, O, K, step, near, dense, workers, room, L = plan
+    parts, k_ranges, o_ranges = ranges
+    C, row = sizes[2], (K + L - 1) // L * L
+    taps, size = K // C, O * row
+    rest = work[workers * room :]
+    in_place = taps == 1 and row == C
+    dw, others = weight if in_place else rest[:size], rest if in_place else rest[size:]
+    _sum_outer(
+        address, x, (mean, scale, shift), gy, dw, others, parts, pixels, O, K, sizes, k_ranges,
+        o_ranges, row, step, near, dense, workers, work, room, L,
+    )  # fmt: skip
+    if not in_place:
+        taps_last(rest[: parts * size].reshape((parts, size)), row, O, C, taps, weight, workers)
+    elif parts > 1:
+        threads = workers if parts * size > SMALL else 1  # waking them takes longer
+        _add_others(others, parts, size, weight, threads, L)
 
 
 @njit(cache=True)
@@ -184,11 +216,11 @@ def _division(workers: int, vectors: int, O: int, pixels: int, L: int) -> tuple[
     return 1, k_ranges, max(o_ranges, min(-(-workers // k_ranges), max(O // L, 1)))
 
 
-def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry) -> Any:
-    x, gy, L = to_nhwc(x), to_nhwc(gy), lanes(x.dtype)
-    K, pixels, workers = g.kernel[0] * g.kernel[1] * g.C, g.N * g.out[0] * g.out[1], num_threads()
-    if pixels == 0:
-        return memory.zeros(g.weight_shape, x.dtype)
+@lru_cache(maxsize=1024)
+def _plan(g: ConvGeometry, dtype: Any, workers: int) -> tuple[int, Any, tuple[Any, ...]]:
+    """What sizes alone decide, as `columns.Plan`: room for the work, an array of no elements, and
+    what `_weight_gradient` unpacks."""
+    K, pixels, L = g.kernel[0] * g.kernel[1] * g.C, g.N * g.out[0] * g.out[1], lanes(dtype)
     vectors = -(-K // L)
     parts, k_ranges, o_ranges = _division(workers, vectors, g.O, pixels, L)
     near = vectors * L * g.O <= SMALL
@@ -198,21 +230,29 @@ def _grad_weight(x: Any, before: tuple[Any, Any, Any], gy: Any, g: ConvGeometry)
     step = 2 * PIXELS if near and g.O <= 2 * PIXELS else PIXELS
     wide, tall = _odd(-(-vectors // k_ranges) * L, L), _odd(-(-g.O // o_ranges), L)
     room = step * (wide + tall) + (0 if near else tall * wide)
-    dw = memory.empty((parts, g.O * vectors * L), x.dtype)
-    work = memory.empty((workers, room), x.dtype)
-    _sum_outer(
-        product_address(x.dtype), x.reshape(-1), before, gy.reshape(-1), dw, pixels, g.O, K,
-        g.window_sizes, k_ranges, o_ranges, vectors * L, step, near, dense, workers, work, L,
+    ranges = parts, k_ranges, o_ranges
+    fixed = (
+        product_address(dtype), g.window_sizes, ranges, pixels, g.O, K, step, near, dense, workers,
+        room, L,
     )  # fmt: skip
-    if g.pointwise and dw.size <= SMALL:  # waking the threads takes longer
-        dw = dw.sum(axis=0, keepdims=True)
-    return taps_last(dw, vectors * L, g.weight_shape)
+    return workers * room + parts * g.O * vectors * L, np.empty(0, dtype), fixed
+
+
+def _grad_weight(x: Any, before: Before | None, gy: Any, g: ConvGeometry) -> Any:
+    if 0 in gy.shape:
+        return memory.zeros(g.weight_shape, x.dtype)
+    room, none, fixed = _plan(g, x.dtype, num_threads())
+    weight = memory.empty(g.weight_shape, x.dtype)
+    _weight_gradient(
+        fixed, to_nhwc(x).reshape(-1), *((none, none, none) if before is None else before),
+        to_nhwc(gy).reshape(-1), weight.reshape(-1), memory.empty(room, x.dtype),
+    )  # fmt: skip
+    return weight
 
 
 def conv2d_grad_weight(x: Any, gy: Any, g: ConvGeometry) -> Any:
     """Rows of the upstream gradient against columns, in ranges that stay in cache."""
-    nothing = np.empty(0, x.dtype)
-    return _grad_weight(x, (nothing, nothing, nothing), gy, g)
+    return _grad_weight(x, None, gy, g)
 
 
 def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before) -> Any:
@@ -226,4 +266,4 @@ def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before) -
             f"conv2d_grad_weight: {g.C} channels are not whole vectors of {L}; normalise x in a "
             "pass of its own"
         )
-    return _grad_weight(x, tuple(before), gy, g)
+    return _grad_weight(x, before, gy, g)

@@ -50,7 +50,7 @@ def _pack_columns(weight, O, C, taps, panel, out, o, square, L):
 
 
 @parallel
-def _pack(worker, weight, O, C, taps, panel, out, workers, L):
+def pack(worker, weight, O, C, taps, panel, out, workers, L):
     square, blocks = np.empty(L * L, weight.dtype), (O + panel - 1) // panel * panel // L
     for block in range(worker * blocks // workers, (worker + 1) * blocks // workers):
         _pack_columns(weight, O, C, taps, panel, out, block * L, square, L)
@@ -98,7 +98,7 @@ def _pack_runs(weight, O, C, panel, out, c, end, L):
 
 
 @parallel
-def _pack_transposed(worker, weight, O, C, taps, panel, out, workers, L):
+def pack_transposed(worker, weight, O, C, taps, panel, out, workers, L):
     size = PANELS * panel if taps == 1 else L
     step = L if C % L == 0 else 1  # a run of channels must not straddle two panels
     square, blocks = np.empty(L * L, weight.dtype), (C + size - 1) // size
@@ -126,7 +126,8 @@ def _unpack_sum(worker, sums, O, C, taps, weight, workers):
 
 
 @parallel
-def _taps_last(worker, parts, row, O, C, taps, weight, workers):
+def taps_last(worker, parts, row, O, C, taps, weight, workers):
+    """(parts, O*row) with window elements (u, v, c) along a row: their sum as (O, C, KH, KW)."""
     for o in range(worker * O // workers, (worker + 1) * O // workers):
         at, to = o * row, o * C * taps
         for tap in range(taps):
@@ -143,7 +144,7 @@ def packed(weight: Any, panel: int) -> Any:
     out = memory.empty(-(-O // panel) * panel * C * KH * KW, weight.dtype)
     flat = np.ascontiguousarray(weight).reshape(-1)
     workers = num_threads() if weight.size >= SMALL else 1
-    _pack(flat, O, C, KH * KW, panel, out, workers, lanes(weight.dtype))
+    pack(flat, O, C, KH * KW, panel, out, workers, lanes(weight.dtype))
     return out
 
 
@@ -153,18 +154,8 @@ def packed_transposed(weight: Any, panel: int) -> Any:
     out = memory.empty(-(-C * KH * KW // panel) * panel * O, weight.dtype)
     flat = np.ascontiguousarray(weight).reshape(-1)
     workers = num_threads() if weight.size >= SMALL else 1
-    _pack_transposed(flat, O, C, KH * KW, panel, out, workers, lanes(weight.dtype))
+    pack_transposed(flat, O, C, KH * KW, panel, out, workers, lanes(weight.dtype))
     return out
-
-
-def taps_last(parts: Any, row: int, shape: tuple[int, int, int, int]) -> Any:
-    """(parts, O*row) with window elements (u, v, c) along a row: their sum as (O, C, KH, KW)."""
-    O, C, KH, KW = shape
-    if len(parts) == 1 and row == C and KH * KW == 1:
-        return parts.reshape(shape)
-    weight = memory.empty(shape, parts.dtype)
-    _taps_last(parts, row, O, C, KH * KW, weight.reshape(-1), num_threads())
-    return weight
 
 
 def unpacked_sum(sums: Any, shape: tuple[int, int, int, int]) -> Any:
