@@ -58,7 +58,7 @@ def _choices(model: str, batch: int | None, size: int | None, backend: str) -> l
     from minires._names import unknown
     from minires.bench.layers import conv_layers
     from minires.cli.console import table
-    from minires.kernels import operation, selection
+    from minires.kernels import environment, operation, selection
     from minires.kernels.registry import BACKENDS, BY_NAME, BY_TABLE, Choice
 
     if backend not in BACKENDS:
@@ -83,7 +83,9 @@ def _choices(model: str, batch: int | None, size: int | None, backend: str) -> l
         rows.add_row(layer.label, str(layer.geometry), *cells)
     found = selection.table(backend)
     source = "no table of measurements: `minires kernels tune` makes one"
-    if found is not None:
+    if environment.tuning() is False:
+        source = f"no table of measurements: {environment.TUNING}=off"
+    elif found is not None:
         source = f"measured: {found.path}, {len(found.entries)} entries, hash {found.digest}"
     return [rows, f"without a remark: by the conditions of `minires kernels list`\n{source}"]
 

@@ -41,9 +41,15 @@ class StepProfiler:
             self.running.__enter__()
 
     def finish(self) -> None:
-        """Stop watching, and show what was seen if a step was."""
+        """Stop watching, and show what was seen, or say that nothing was."""
         found, self.running = self.running, None
         if found is None:
+            if not self.finished:
+                self.console.print(
+                    f"\nno profile: watching begins after {WARM_UP} steps, in the middle of an "
+                    "epoch; take smaller batches or more epochs",
+                    soft_wrap=True,
+                )
             return
         self.finished = True
         found.__exit__()

@@ -175,7 +175,7 @@ def read(
         raise FileNotFoundError(
             f"no {layout.name} in {folder.absolute()}: expected {layout.binary.folder}/, "
             f"{layout.python.folder}/, {layout.binary.archive} or {layout.python.archive}. "
-            f"Fetch {URL}{layout.binary.archive} into it, or pass download=True"
+            f"Fetch {URL}{layout.binary.archive} into it, or pass download=True (--download)"
         )
     version, place = found
     names = version.test if split == "test" else version.train

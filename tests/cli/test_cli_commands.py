@@ -84,6 +84,7 @@ def test_info_on_kernels(capsys):
     assert "8x64x56x56" in out
     for name in ("winograd", "columns", "outer", "winograd-stem", "not needed"):
         assert name in out
+    assert "no table of measurements: MINIRES_TUNING=off" in out
     assert "8x64x56x56" not in printed(capsys, "info", "--kernels", "--batch", "8")
 
 

@@ -54,3 +54,12 @@ def test_watching_ends_with_the_epoch(
     assert "time by operation; limits" in capsys.readouterr().out
     events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
     assert sum(e.get("cat") == "update" for e in events) == 1
+
+
+def test_too_few_steps_are_said_to_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    short = [*TRAIN[:2], str(32 * WARM_UP), *TRAIN[3:]]
+    assert run([*short, "--out", str(tmp_path / "run"), "--profile"]) == 0
+    assert "no profile: watching begins after 3 steps" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "trace.json").exists()

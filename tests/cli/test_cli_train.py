@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -60,6 +61,18 @@ def test_plain_output_is_one_line_per_epoch_and_a_table(call, tmp_path):
     for words in ("parameters", "train accuracy", "test accuracy", "images/s"):
         assert words in out
     assert f"minires eval {tmp_path}/run" in out
+
+
+def test_compiling_is_told_once_where_no_line_can_move(call, tmp_path, monkeypatch):
+    @contextmanager
+    def announced(report):
+        report(1, 1.5)
+        report(2, 2.5)
+        yield
+
+    monkeypatch.setattr("minires.cli.progress.announced", announced)
+    status, _, err = call("train", *TINY, "--out", tmp_path / "run")
+    assert (status, err) == (0, "compiling kernels for this machine, once: about a minute\n")
 
 
 def test_the_run_folder(trained):
