@@ -2,8 +2,9 @@
 
 `strided_tiles.py` has the mathematics; elements that share a tap are summed into one of 36 dU. A
 small dU is summed by each worker over its own tiles, batch after batch. Of a large one each worker
-owns blocks, as in `winograd_blocked.py`: all tiles are transformed first, then a block is summed
-over all of them in cache and transformed back at once.
+owns blocks, as in `winograd_blocked.py`: x's tiles are transformed first, those of gy by the worker
+whose outputs they are, a block's channels at a time in memory of its own; then a block of dU is
+summed over all of them in cache and transformed back at once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from minires.kernels.threads import num_threads
 
 BATCH = 24  # tiles that are transformed and summed together
 LARGE = 160 * 160  # channel pairs from which on a dU of one's own does not stay near the core
-BLOCK = 128  # channels of a block of dU, inputs' and outputs'
+BLOCK = 64  # channels of a block of dU, inputs' and outputs'
 
 
 class Plan(NamedTuple):
@@ -52,8 +53,8 @@ class Problem(NamedTuple):
     """A weight gradient: flat arrays, and how it is done.
 
     address: of the product. x (N, H, W, C), shape (H, W, C); gy (N, OH, OW, O), out (OH, OW, O).
-    weight: dg. du: one per worker. v, w: all transformed tiles of x and gy. works: a row per
-    worker. before: see `finishing.py`; coef: see `coefficients`.
+    weight: dg. du: one per worker. v: all transformed tiles of x. works: a row per worker.
+    before: see `finishing.py`; coef: see `coefficients`.
     """
 
     address: int
@@ -68,7 +69,6 @@ class Problem(NamedTuple):
     tiling: Tiling
     plan: Plan
     v: Any
-    w: Any
     works: Any
     coef: Any
     L: int
@@ -83,11 +83,13 @@ def _batches(worker, p, workers):
     own_v, own_w = work[: vs.size], work[vs.size : vs.size + ws.size]
     patch, size = work[vs.size + ws.size :], ELEMENTS * C * O
     sums = p.du[worker * size : (worker + 1) * size]
-    clear_run(sums, 0, size, L)
     batches, cols = (total + batch - 1) // batch, tiling.wide + tiling.narrow
     x_tile, y_tile = p.x.size // max(total, 1), p.gy.size // max(total, 1)
     ahead = batch + (0 if batch % cols == 0 else cols)  # a row of tiles needs whole rows of pixels
-    for b in range(worker * batches // workers, (worker + 1) * batches // workers):
+    start, behind = worker * batches // workers, (worker + 1) * batches // workers
+    if start == behind:
+        clear_run(sums, 0, size, L)
+    for b in range(start, behind):
         first = b * batch
         count = min(batch, total - first)
         load_tiles(
@@ -97,7 +99,8 @@ def _batches(worker, p, workers):
         load_gradient_tiles(p.gy, p.out, tiling, first, count, 0, O, own_w, 0, ws, p.coef, L)
         accumulate(
             p.address, own_w, 0, O, ws, own_v, 0, C, vs, plan.panel, plan.wide, sums,
-            ranges(tiling, first, count), count, p.gy, (first + ahead) * y_tile, batch * y_tile,
+            b == start, ranges(tiling, first, count), count, L,
+            p.gy, (first + ahead) * y_tile, batch * y_tile,
             p.x, (first + ahead) * x_tile, batch * x_tile,
         )  # fmt: skip
 
@@ -115,8 +118,8 @@ def _back(worker, p, workers):
 
 @parallel
 def _transform(worker, p, workers):
-    """One worker's share of all transformed tiles, in blocks of channels."""
-    C, O, block, total, L = p.shape[2], p.out[2], p.plan.block, p.plan.tiles, p.L
+    """One worker's share of x's tiles, in blocks of channels."""
+    C, block, total, L = p.shape[2], p.plan.block, p.plan.tiles, p.L
     first, last = worker * total // workers, (worker + 1) * total // workers
     size = steps_of(total, block, L).size
     for c in range(0, C, block):
@@ -126,12 +129,6 @@ def _transform(worker, p, workers):
             c // block * size + first * channels, steps_of(total, channels, L), p.works[worker],
             p.coef, L,
         )  # fmt: skip
-    for o in range(0, O, block):
-        channels = min(block, O - o)
-        load_gradient_tiles(
-            p.gy, p.out, p.tiling, first, last - first, o, channels, p.w,
-            o // block * size + first * channels, steps_of(total, channels, L), p.coef, L,
-        )  # fmt: skip
 
 
 @parallel
@@ -139,17 +136,24 @@ def _blocks(worker, p, workers):
     """One worker's blocks of dU, summed over all tiles and transformed back."""
     plan, work, L = p.plan, p.works[worker], p.L
     C, O, block, total = p.shape[2], p.out[2], plan.block, plan.tiles
-    sums, buffer = work[: ELEMENTS * block * block], work[ELEMENTS * block * block :]
     across, size = (C + block - 1) // block, steps_of(total, block, L).size
+    w_at = ELEMENTS * block * block
+    sums, w, buffer = work[:w_at], work[w_at : w_at + size], work[w_at + size :]
+    before = -1
     units = (O + block - 1) // block * across
     for unit in range(worker * units // workers, (worker + 1) * units // workers):
         row, col = unit // across, unit % across
         outputs, inputs = min(block, O - row * block), min(block, C - col * block)
-        clear_run(sums, 0, ELEMENTS * outputs * inputs, L)
+        ws = steps_of(total, outputs, L)
+        if row != before:
+            load_gradient_tiles(
+                p.gy, p.out, p.tiling, 0, total, row * block, outputs, w, 0, ws, p.coef, L
+            )  # fmt: skip
+            before = row
         accumulate(
-            p.address, p.w, row * size, outputs, steps_of(total, outputs, L), p.v, col * size,
-            inputs, steps_of(total, inputs, L), plan.panel, plan.wide, sums,
-            ranges(p.tiling, 0, total), total, p.gy, 0, 0, p.x, 0, 0,
+            p.address, w, 0, outputs, ws, p.v, col * size, inputs, steps_of(total, inputs, L),
+            plan.panel, plan.wide, sums, True, ranges(p.tiling, 0, total), total, L,
+            p.gy, 0, 0, p.x, 0, 0,
         )  # fmt: skip
         for o in range(outputs):
             to = ((row * block + o) * C + col * block) * 9
@@ -171,20 +175,18 @@ def conv2d_grad_weight_fused(x: Any, gy: Any, g: ConvGeometry, before: Before | 
     total, blocked, nothing = tiling.tiles, C * O >= LARGE, memory.empty(0, dtype)
     if blocked:
         block, batch, du = BLOCK, total, nothing
-        v, w = (
-            memory.empty(-(-channels // block) * steps_of(total, block, L).size, dtype)
-            for channels in (C, O)
-        )
-        room = ELEMENTS * block * block + max(SCATTERED * block, view.size**2 * block)
+        tiles = steps_of(total, block, L).size
+        v = memory.empty(-(-C // block) * tiles, dtype)
+        room = ELEMENTS * block * block + max(tiles + SCATTERED * block, view.size**2 * block)
     else:
-        block, batch, v, w = C, min(BATCH, max(1, total // workers)), nothing, nothing
+        block, batch, v = C, min(BATCH, max(1, total // workers)), nothing
         du = memory.empty(workers * ELEMENTS * C * O, dtype)
         room = steps_of(batch, C, L).size + steps_of(batch, O, L).size + view.size**2 * C
     plan = Plan(total, batch, block, panel, panel > L)
     gweight = memory.empty((O, C, 3, 3), dtype)
     problem = Problem(
         product_address(dtype), x.reshape(-1), flat_before(before, dtype), gy.reshape(-1),
-        gweight.reshape(-1), du, (g.H, g.W, C), (*g.out, O), view, tiling, plan, v, w,
+        gweight.reshape(-1), du, (g.H, g.W, C), (*g.out, O), view, tiling, plan, v,
         memory.empty((workers, room), dtype), coefficients(dtype), L,
     )  # fmt: skip
     steps = (_transform, _blocks) if blocked else (_batches, _back)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from numba import njit
 
+from minires.kernels.cpu.copying import clear_run
 from minires.kernels.cpu.product import product_to_memory
 from minires.kernels.cpu.tile import FRESH, ONWARD
 from minires.kernels.cpu.winograd_products import ROWS, ask_for, multiply
 
 ELEMENTS = 36  # matrices: ee 25, eo 5, oe 5, oo 1
 PRODUCTS = 81  # with all elements that share them
+AHEAD = 3  # elements, of those that share a matrix, from what is summed to what is asked for
 SPARE = ROWS - 1  # rows that `multiply_batch` may read or write beyond the last one
 
 
@@ -105,17 +107,18 @@ def multiply_group(
 
 @njit(cache=True)
 def accumulate(
-    address, w, w_at, O, ws, v, v_at, C, vs, panel, wide, du, tiles, count,
+    address, w, w_at, O, ws, v, v_at, C, vs, panel, wide, du, fresh, tiles, count, L,
     gy, gy_at, gy_count, x, x_at, x_count,
 ):  # fmt: skip
-    """du[e, o, c] += sum over tiles and elements that share e  w[t, o] * v[t, c].
+    """du[e, o, c] += sum over tiles and elements that share e  w[t, o] * v[t, c]; = if `fresh`.
 
     While the sums of ee are computed, gy_count numbers of gy are asked for, line after line, then
-    x_count of x.
+    x_count of x. If both are 0, as much of w and v is asked for as is read, AHEAD elements on.
     """
     tall, low, high = tiles
     whole = tall == count and low == 0 and high == count
     merged = whole and vs.run == count * C and ws.run == count * O
+    half = 0 if gy_count + x_count > 0 else C // panel // 2 * panel
     for e in range(ELEMENTS):
         a, b, n = w_at + _begin(e, ws), v_at + _begin(e, vs), _shared(e)
         pieces = 1 if merged or n == 1 else n // 2
@@ -131,10 +134,21 @@ def accumulate(
             first, end = _rows(e, which, tiles, count)
             if pieces == 1:
                 lines, end = 1, end if n == 1 else n * count
-            if end > first:
+            K, mode = end - first, FRESH if fresh and piece == 0 else ONWARD
+            if K <= 0:
+                if mode == FRESH:
+                    clear_run(du, e * O * C, O * C, L)
+                continue
+            a_now, b_now = a + which * ws.run + first * O, b + which * vs.run + first * C
+            if half > 0:
                 product_to_memory(
-                    address, w, a + which * ws.run + first * O, 1, O, O, v,
-                    b + which * vs.run + first * C, C, panel, panel, wide, C, du, e * O * C, C,
-                    end - first, ONWARD, lines, ws.run, vs.run, source, ask,
-                    share if piece == 0 else 0,
+                    address, w, a_now, 1, O, O, v, b_now, C, panel, panel, wide, half,
+                    du, e * O * C, C, K, mode, lines, ws.run, vs.run,
+                    w, a_now + AHEAD * ws.run, lines * K * O,
                 )  # fmt: skip
+                source, ask, share = v, b_now + AHEAD * vs.run, lines * K * C
+            product_to_memory(
+                address, w, a_now, 1, O, O, v, b_now + half, C, panel, panel, wide, C - half,
+                du, e * O * C + half, C, K, mode, lines, ws.run, vs.run,
+                source, ask, share if half > 0 or piece == 0 else 0,
+            )  # fmt: skip
