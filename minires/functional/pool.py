@@ -174,6 +174,9 @@ def max_pool2d(
 
     stride: defaults to the kernel size. padding: counts as -infinity, at most half the kernel.
     Returns (N, C, OH, OW), rounded down. On ties the first element gets the gradient.
+
+    Raises ValueError for shapes and settings that do not fit, and for `ceil_mode`, which is not
+    supported; TypeError for dtypes.
     """
     x = _images("max_pool2d", x)
     _no_ceil("max_pool2d", ceil_mode)
@@ -193,6 +196,8 @@ def avg_pool2d(
 
     stride: defaults to the kernel size. padding: zeros, at most half the kernel; they count as
     elements of the window unless `count_include_pad` is off. Returns (N, C, OH, OW), rounded down.
+
+    Raises as `max_pool2d`.
     """
     x = _images("avg_pool2d", x)
     _no_ceil("avg_pool2d", ceil_mode)

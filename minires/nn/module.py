@@ -163,6 +163,7 @@ class Module:
                 yield name, module
 
     def children(self) -> Iterator[Module]:
+        """The modules that are attributes of this one."""
         for _, module in self.named_children():
             yield module
 
@@ -180,6 +181,7 @@ class Module:
             stack.extend(reversed(below))
 
     def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
         for _, module in self.named_modules():
             yield module
 
@@ -196,6 +198,7 @@ class Module:
         return self._named(Parameter)  # type: ignore[return-value]
 
     def parameters(self) -> Iterator[Parameter]:
+        """All parameters, of the modules below too, each once."""
         for _, parameter in self.named_parameters():
             yield parameter
 
@@ -204,6 +207,7 @@ class Module:
         return self._named(Tensor)
 
     def buffers(self) -> Iterator[Tensor]:
+        """All tensors that are state and no parameters, such as running statistics."""
         for _, tensor in self.named_buffers():
             yield tensor
 
@@ -399,6 +403,7 @@ class Sequential(Module):
         return modules[index][1]
 
     def append(self, module: Module) -> Self:
+        """Add a module at the end; returns self."""
         self.add_module(str(len(self)), module)
         return self
 
@@ -411,12 +416,14 @@ class ModuleList(Module):
         self.extend(modules)
 
     def append(self, module: Module) -> Self:
+        """Add a module at the end; returns self. Raises TypeError for anything else."""
         if not isinstance(module, Module):
             raise TypeError(f"ModuleList: expected a Module, got {type(module).__name__}")
         self.add_module(str(len(self)), module)
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
+        """Add modules at the end; returns self."""
         for module in modules:
             self.append(module)
         return self
