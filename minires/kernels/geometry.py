@@ -10,7 +10,7 @@ touches every `dilation`-th position, so (rounding down)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import index
 from typing import Any
@@ -86,6 +86,21 @@ class ConvGeometry(_Hashed):
     dilation: Pair
     groups: int
     out: Pair
+    pointwise: bool = field(init=False, repr=False, compare=False)
+    window_sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Work out once what every call of a kernel asks for.
+
+        pointwise: whether this is a plain matrix product: 1x1, unpadded, ungrouped.
+        window_sizes: H W C KH KW, stride, padding, dilation, OH OW: all that a window's place
+            depends on.
+        """
+        pointwise = self.kernel == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        object.__setattr__(self, "pointwise", pointwise)
+        where = *self.kernel, *self.stride, *self.padding, *self.dilation
+        sizes = self.H, self.W, self.C, *where, *self.out
+        object.__setattr__(self, "window_sizes", sizes)
 
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
@@ -105,17 +120,6 @@ class ConvGeometry(_Hashed):
         KH, KW = self.kernel
         OH, OW = self.out
         return self.N * self.O * OH * OW * (self.C // self.groups) * KH * KW
-
-    @property
-    def pointwise(self) -> bool:
-        """Whether this is a plain matrix product: 1x1, unpadded, ungrouped."""
-        return self.kernel == (1, 1) and self.padding == (0, 0) and self.groups == 1
-
-    @property
-    def window_sizes(self) -> tuple[int, ...]:
-        """H W C KH KW, stride, padding, dilation, OH OW: all that a window's place depends on."""
-        where = *self.kernel, *self.stride, *self.padding, *self.dilation
-        return self.H, self.W, self.C, *where, *self.out
 
     def __str__(self) -> str:
         text = f"{shape_text(self.x_shape)} * {shape_text(self.weight_shape)}"

@@ -172,6 +172,95 @@ def test_live_arrays_never_overlap(steps: list[tuple[bool, int]]) -> None:
     pool.release()
 
 
+class BestFit:
+    """What the pool promises of one segment, worked out anew each time over intervals."""
+
+    def __init__(self) -> None:
+        self.free, self.returned = [(0, SEGMENT)], []  # starts and ends; starts and sizes
+
+    def empty(self, size: int) -> int:
+        if self.returned and self.returned[-1][1] == size:
+            return self.returned.pop()[0]
+        for start, length in self.returned:
+            self.free.append((start, start + length))
+        self.returned.clear()
+        joined: list[tuple[int, int]] = []
+        for start, end in sorted(self.free):
+            if joined and joined[-1][1] == start:
+                start = joined.pop()[0]
+            joined.append((start, end))
+        fits = [(end - start, start, end) for start, end in joined if end - start >= size]
+        _, start, end = min(fits)
+        self.free = [piece for piece in joined if piece != (start, end)]
+        if start + size < end:
+            self.free.append((start + size, end))
+        return start
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 12)), max_size=30),
+    st.lists(st.integers(1, 12), max_size=3),
+)
+def test_what_was_done_before_is_what_would_be_done_now(
+    step: list[tuple[bool, int]], between: list[int]
+) -> None:
+    pool, model = Pool(SEGMENT), BestFit()
+    held: list[tuple[np.ndarray, int, int]] = []  # arrays, places, sizes
+    origin, high_water = 0, 0
+
+    def request(count: int) -> None:
+        nonlocal origin, high_water
+        array = pool.empty(count * BIG, np.float32)
+        origin = origin or array.ctypes.data  # the first is at the start
+        place, size = array.ctypes.data - origin, count * BIG * 4 + LINE
+        assert place == model.empty(size)
+        held.append((array, place, size))
+        high_water = max(high_water, sum(s for *_, s in held))
+
+    def give_back(which: int) -> None:
+        _, place, size = held.pop(which % len(held))
+        model.returned.append((place, size))
+
+    for repetition in range(4):
+        for free, number in step:
+            if not free:
+                request(number)
+            elif held:
+                give_back(number)
+        for number in between if repetition == 2 else ():  # something else comes in between
+            request(number)
+        while held:
+            give_back(0)
+    assert pool.statistics().in_use == 0
+    assert pool.statistics().high_water == high_water
+
+
+def test_states_are_forgotten_before_there_are_too_many(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "STATES", 10)
+    for count in range(1, 40):
+        first, second = (pool.empty(count * BIG, np.float32) for _ in range(2))
+        assert abs(first.ctypes.data - second.ctypes.data) >= first.nbytes
+        assert len(pool._states) <= 10
+        del first, second
+    assert pool.statistics().in_use == 0
+
+
+def test_a_step_that_comes_again_is_not_worked_out_again(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step() -> list[int]:
+        arrays = [pool.empty(n * BIG, np.float32) for n in (3, 1, 4, 1, 5)]
+        del arrays[1:4]
+        arrays.append(pool.empty(2 * BIG, np.float32))
+        return [array.ctypes.data for array in arrays]
+
+    places = [step(), step()]
+    monkeypatch.setattr(Pool, "_tabulate", lambda *_: pytest.fail("worked out again"))
+    assert step() == step() == places[-1]
+
+
 def test_arrays_freed_by_the_collector_and_by_threads(pool: Pool) -> None:
     wrong: list[str] = []
 

@@ -55,10 +55,11 @@ def _normaliser(mean, var, eps, gamma, beta, out):
 
 def normaliser(moments: tuple[Any, Any], eps: float, gamma: Any, beta: Any, dtype: Any) -> Any:
     """Mean, variance, inverse deviation, scale (gamma times that), and a copy of beta: rows."""
-    out = np.empty((5, len(moments[0])), dtype)
-    none = out[0, :0]
-    gamma, beta = none if gamma is None else gamma, none if beta is None else beta
-    _normaliser(*moments, eps, gamma, beta, out)
+    mean, var = moments
+    out = np.empty((5, len(mean)), dtype)
+    if gamma is None:
+        gamma = beta = out[0, :0]
+    _normaliser(mean, var, eps, gamma, beta, out)
     return out
 
 

@@ -150,9 +150,18 @@ def mask_rows(gradient, at, rows, C, finish, L):
             add_wide(finish.sums[1], c, value * d)
 
 
+@njit(cache=True)
+def _joined(mean, scale, shift):
+    # NumPy's takes 20 us here, as its code is in no cache.
+    C = len(mean)
+    norm = np.empty(3 * C, mean.dtype)
+    norm[:C], norm[C : 2 * C], norm[2 * C :] = mean, scale, shift
+    return norm
+
+
 def flat_before(before: Before | None, dtype: Any) -> Any:
     """Mean, scale and shift in one array; of no elements where there is nothing to do."""
-    return np.empty(0, dtype) if before is None else np.concatenate(before)
+    return np.empty(0, dtype) if before is None else _joined(*before)
 
 
 @lru_cache
@@ -193,7 +202,7 @@ def masking(rectified: Rectified, workers: int, total: Any = None) -> Finish:
         shortcut = total
     sums = np.zeros((workers, 2, x.shape[1]))
     x = to_nhwc(x).reshape(-1)
-    return Finish(shift, shortcut, False, kept, sums, x, output, np.concatenate(norm))
+    return Finish(shift, shortcut, False, kept, sums, x, output, _joined(*norm))
 
 
 @njit(cache=True)

@@ -66,9 +66,7 @@ def _sgd(
 
 def can_update(dtype: Any, *arrays: Any) -> bool:
     """Whether `FusedSGD` takes them: contiguous, of this dtype, float32 or float64."""
-    return dtype.name in ("float32", "float64") and all(
-        a.flags.c_contiguous and a.dtype == dtype for a in arrays
-    )
+    return dtype.char in "fd" and all(a.dtype == dtype and a.flags.c_contiguous for a in arrays)
 
 
 class FusedSGD:
