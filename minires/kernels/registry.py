@@ -127,7 +127,10 @@ class Operation:
         return self.chosen(args[0], args[-1]).add_into(total, *args)
 
     def chosen(self, first: Any, geometry: Any = None) -> Chosen:
-        """What computes calls with such a first argument, and this geometry if they have one."""
+        """What computes calls with such a first argument, and this geometry if they have one.
+
+        Raises TypeError for what is no array, and without a geometry where there must be one.
+        """
         try:  # a key of what takes no time to find out: a dtype's name alone takes 2 us
             key = type(first), first.shape if geometry is None else geometry, first.dtype
         except AttributeError:
@@ -135,6 +138,11 @@ class Operation:
             raise
         found = self._chosen.get(key)
         if found is None:
+            if geometry is None and ", g) ->" in str(self.__doc__):
+                raise TypeError(
+                    f"{self.name}: the last argument must be a geometry, made by conv_geometry or "
+                    f"pool_geometry: {self.__doc__}"
+                )
             kernel = self.select(backend_of(first), key[1], first.dtype.name)
             found = self._chosen[key] = Chosen(self, kernel, key[1])
         return found

@@ -26,7 +26,7 @@ G1 = conv_geometry((1, 1, 4, 4), (1, 1, 1, 1))
 @pytest.fixture
 def toy() -> Iterator[Any]:
     """An operation of our own with kernels "slow" and "fast", gone after the test."""
-    op = define("toy_op", "toy_op(x, g) -> text")
+    op = define("toy_op", "toy_op(x, g or None) -> text")
     register("toy_op", name="slow")(lambda x, g=None: "slow")
     register("toy_op", name="fast", only=three_by_three)(lambda x, g=None: "fast")
     yield op
@@ -69,7 +69,7 @@ def test_a_kernel_that_is_not_worth_it_must_be_asked_for(toy: Any) -> None:
 
 
 def test_what_is_not_worth_it_still_computes_where_nothing_else_does(toy: Any) -> None:
-    op = define("toy_op", "toy_op(x, g) -> text")
+    op = define("toy_op", "toy_op(x, g or None) -> text")
     register("toy_op", name="large", worth=lambda g: False)(lambda x, g: "large")
     assert op(X, G1) == "large"
 
@@ -174,8 +174,16 @@ def test_an_error_changes_no_choice(toy: Any) -> None:
     assert toy(X, G3) == "fast"
 
 
+@pytest.mark.parametrize("last", [(), (None,), ((1, 1),)])
+def test_an_operation_without_its_geometry(last: tuple[Any, ...]) -> None:
+    x, weight = np.zeros((1, 1, 4, 4)), np.zeros((1, 1, 3, 3))
+    expected = r"conv2d: the last argument must be a geometry, .*conv2d\(x, weight, g\) -> y"
+    with pytest.raises(TypeError, match=expected):
+        operation("conv2d")(x, weight, *last)
+
+
 def test_no_kernel_for_a_geometry_or_backend(toy: Any) -> None:
-    op = define("toy_op", "toy_op(x, g) -> text")
+    op = define("toy_op", "toy_op(x, g or None) -> text")
     register("toy_op", name="fast", only=three_by_three)(lambda x, g: "fast")
     message = r"no kernel on backend 'cpu' takes float64 1x1x4x4 \* 1x1x1x1; known: cpu/fast"
     with pytest.raises(ValueError, match=message):
