@@ -107,14 +107,18 @@ def _processor() -> list[tuple[str, str]]:
     import threadpoolctl
 
     from minires.bench.machine import processor_name, vector_extensions
-    from minires.kernels.host import vector_bytes
+    from minires.kernels.cpu import simd
     from minires.kernels.threads import VARIABLE, available_cores, num_threads
 
+    try:
+        threads = f"{num_threads()} threads"
+    except ValueError as error:  # who reports a bug wants to see the rest, too
+        threads = f"no threads: {error}"
     rows = [
         ("name", processor_name()),
         ("cores", f"{available_cores()} available of {os.cpu_count()}"),
         ("vector extensions", ", ".join(vector_extensions()) or "none known"),
-        ("kernels compute on", f"vectors of {vector_bytes() // 4} floats, {num_threads()} threads"),
+        ("kernels compute on", f"vectors of {simd.lanes('float32')} floats, {threads}"),
     ]
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":

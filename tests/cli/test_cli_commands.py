@@ -11,8 +11,6 @@ from minires import __version__
 from minires.cli.app import run
 from minires.cli.console import clock, duration, short
 from minires.kernels import threads
-from minires.kernels.cpu import simd
-from minires.kernels.host import vector_bytes
 
 COMMANDS = ("train", "eval", "models", "gradcheck", "kernels", "info")
 
@@ -99,18 +97,17 @@ def test_info(capsys):
     assert re.search(r"^device +\S+", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("processor", [None, "generic"])
-def test_info_tells_the_vectors_and_threads_of_the_kernels(capsys, monkeypatch, processor):
+def test_info_tells_the_vectors_and_threads_of_the_kernels(capsys, monkeypatch):
     """As many as are in force, whatever BLAS and Numba would use."""
-    if processor is not None:
-        monkeypatch.setenv("NUMBA_CPU_NAME", processor)
-    floats = 4 if processor else simd.VECTOR_BYTES // 4
-    vector_bytes.cache_clear()
+    simd = pytest.importorskip("minires.kernels.cpu.simd")
+    monkeypatch.setattr(simd, "VECTOR_BYTES", 32)
     monkeypatch.setattr(threads, "_count", 1)
-    assert f"kernels compute on vectors of {floats} floats, 1 threads" in " ".join(
-        printed(capsys, "info").split()
-    )
-    vector_bytes.cache_clear()
+    out = " ".join(printed(capsys, "info").split())
+    assert "kernels compute on vectors of 8 floats, 1 threads" in out
+    monkeypatch.setattr(threads, "_count", None)
+    monkeypatch.setenv("MINIRES_THREADS", "0")
+    out = " ".join(printed(capsys, "info").split())
+    assert "vectors of 8 floats, no threads: MINIRES_THREADS must be from 1 to" in out
 
 
 def test_info_on_a_device_that_is_none(capsys):
