@@ -81,13 +81,36 @@ def copy_band(x, image, top, rows, H, run, left, right, band, L):
 
 
 @njit(cache=True)
+def _copy_pixels(x, first, count, k0, k1, sizes, out, to, row, L):
+    """`copy_windows` of single pixels without padding: evenly spaced along a row of the output."""
+    H, W, C, _, _, sh, sw, _, _, _, _, OH, OW = sizes
+    line, j, end = first // OW, first % OW, to + count * row
+    n, i = line // OH, line % OH
+    step, turn = sw * C, (sh * W - OW * sw) * C  # to the next pixel, and more to the next row
+    while to < end:
+        at = ((n * H + i * sh) * W + j * sw) * C + k0
+        for t in range(j, OW):
+            if to == end:
+                return
+            prefetch_run(x, at + AHEAD * step + (turn if t + AHEAD >= OW else 0), k1 - k0, L)
+            copy_run(x, at, out, to, k1 - k0, L)
+            at, to = at + step, to + row
+        i, j = i + 1, 0
+        if i == OH:
+            n, i = n + 1, 0
+
+
+@njit(cache=True)
 def copy_windows(x, first, count, k0, k1, sizes, out, to, row, L):
     """Elements k0 to k1 of the windows under output pixels first, ...: out[to + t*row + k - k0].
 
     Pixels are counted over the whole batch. A window's elements (u, v, c) are numbered
     k = (u*KW + v)*C + c; they are zero where it leaves the image. sizes: `window_sizes`.
     """
-    H, W, C, _, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+    H, W, C, KH, KW, sh, sw, ph, pw, dh, dw, OH, OW = sizes
+    if KH * KW == 1 and ph == pw == 0:
+        _copy_pixels(x, first, count, k0, k1, sizes, out, to, row, L)
+        return
     n, rest = first // (OH * OW), first % (OH * OW)
     i, j = rest // OW, rest % OW
     line = KW * C
