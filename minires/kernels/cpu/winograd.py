@@ -1,8 +1,10 @@
 """Winograd convolution in three passes; the mathematics is at the top of `winograd_tiles.py`.
 
-How it runs: each worker takes a batch of tiles through all steps, transform, 36 products, inverse
-transform, so that what lies between the steps stays in its cache. While the core multiplies, the
-next batch's input and this batch's output are on their way from memory. The transformed weight is
+How it runs: each worker takes a batch of tiles through all steps, half a transform, then for each
+of the six rows of elements the rest of it, six products and half of the inverse transform, then its
+other half: `winograd_runs.py`. What lies between the steps stays in its cache. While the core
+multiplies, the next batch's input and this batch's output are on their way from memory, a few lines
+with each register tile: in bursts they would stand in each other's way. The transformed weight is
 read once per batch; where it is too large for that, `winograd_blocked.py` takes over.
 
 Workers own fixed ranges of tiles, so the result does not depend on which one is faster.
@@ -29,12 +31,23 @@ from minires.kernels.cpu.simd import VECTOR_BYTES, start, streams
 from minires.kernels.cpu.team import parallel
 from minires.kernels.cpu.tile import offset
 from minires.kernels.cpu.winograd_moments import pixels_before
-from minires.kernels.cpu.winograd_products import ELEMENTS, ROWS, accumulate, ask_for, multiply
+from minires.kernels.cpu.winograd_products import (
+    ELEMENTS,
+    ROWS,
+    Request,
+    accumulate,
+    accumulated,
+    multiplied,
+    multiply,
+    share,
+)
 from minires.kernels.cpu.winograd_runs import (
-    ROOM,
+    COLUMNS,
     ends_of,
+    input_row,
     load_gradient_runs,
     load_runs,
+    output_row,
     store_runs,
 )
 from minires.kernels.cpu.winograd_weights import (
@@ -47,9 +60,9 @@ from minires.kernels.geometry import ConvGeometry
 from minires.kernels.layout import to_nchw, to_nhwc
 from minires.kernels.threads import num_threads
 
-MAX_BATCH = 24
-BATCH_CHANNELS = 768  # of a batch, inputs' and outputs': V and M are to stay near the core
-LARGE_BATCH = 12  # where U does not fit a core's cache and comes by once per batch
+BATCH = 24  # tiles
+LARGE_BATCH = 30  # from SMALL channel pairs on, where U, or dU, comes by once per batch
+FEW = 12  # where a worker has few tiles, and a batch of more would be much of its work
 LARGE = 256 * 256  # channel pairs from which on U is not made as a whole
 LARGE_GRADIENT = 192 * 192
 PAST = 1 << 22  # bytes from which on what is finished is written past the caches
@@ -69,14 +82,15 @@ def _convolve(
     """
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
-    batches = (total + batch - 1) // batch
     v_step, m_step = batch * C + L, batch * O + L
+    z_step = COLUMNS * batch * max(C, O) + L
     x_tile, y_tile = x.size // total, y.size // total  # numbers per tile: where tiles lie, roughly
-    x_share, y_share = batch * x_tile // ELEMENTS + 1, batch * y_tile // ELEMENTS + 1
+    products = multiplied(batch, O, L, wide)
+    x_share, y_share = share(batch * x_tile, products, L), share(batch * y_tile, products, L)
     ahead = 0 if batch % tiles[1] == 0 else tiles[1]  # a row of tiles needs four rows of pixels
     v_at = worker * room
-    m_at = v_at + ELEMENTS * v_step
-    z_at = m_at + ELEMENTS * m_step
+    m_at = v_at + 6 * v_step
+    z_at = m_at + 6 * m_step
     u_at = workers * room
     if own:
         u_at += worker * ELEMENTS * C * O
@@ -84,26 +98,30 @@ def _convolve(
     ends = ends_of(part_of(finish, worker), past)
     x, before, active, y, work = start(x), start(before), before.size > 0, start(y), start(work)
     v, m, z = offset(work, v_at), offset(work, m_at), offset(work, z_at)
-    begin = worker * batches // workers
-    for b in range(begin, (worker + 1) * batches // workers):
-        first = b * batch
-        count = min(batch, total - first)
-        load_runs(x, before, active, shape, tiles, pad, first, count, v, v_step, z)
+    begin, end = worker * total // workers, (worker + 1) * total // workers
+    for first in range(begin, end, batch):
+        count = min(batch, end - first)
+        load_runs(x, before, active, shape, tiles, pad, first, count, z, z_step)
+        to = (first + ahead) * y_tile
+        requests = (
+            Request(x, (first + batch + ahead) * x_tile, x_share),
+            Request(y, to, 0 if past else y_share),
+            Request(ends.shortcut, to, y_share if ends.added else 0),
+            Request(ends.x, to, y_share if ends.masks else 0),
+            Request(ends.output, to, y_share if ends.gated else 0),
+        )
+        tile = 0
         for e in range(ELEMENTS):
-            ask_for(x, (first + batch + ahead) * x_tile + e * x_share, x_share, L)
-            ask = (first + ahead) * y_tile + e * y_share
-            if not past:
-                ask_for(y, ask, y_share, L)
-            if ends.added:
-                ask_for(ends.shortcut, ask, y_share, L)
-            if ends.masks:
-                ask_for(ends.x, ask, y_share, L)
-            if ends.gated:
-                ask_for(ends.output, ask, y_share, L)
-            multiply(
-                v, e * v_step, C, work, u_at + e * C * O, m, e * m_step, O, count, L, wide, False
+            i, j = e // 6, e % 6
+            if j == 0:
+                input_row(offset(z, i * z_step), C, tiles, first, count, v, v_step)
+            tile = multiply(
+                v, j * v_step, C, work, u_at + e * C * O, m, j * m_step, O, count, L, wide,
+                False, requests, tile,
             )  # fmt: skip
-        store_runs(m, m_step, out, tiles, first, count, y, b == begin, ends, z)
+            if j == 5:
+                output_row(m, m_step, count * O, offset(z, i * z_step))
+        store_runs(z, z_step, out, tiles, first, count, y, first == begin, ends)
 
 
 @parallel
@@ -113,41 +131,47 @@ def _weight_gradient(
     """Each worker sums the products of its own tiles into its dU, behind the workers' rooms."""
     C, O = shape[2], out[2]
     total = x.size // (shape[0] * shape[1] * C) * tiles[0] * tiles[1]
-    batches = (total + batch - 1) // batch
     v_step, w_step = batch * C + L, batch * O + L
+    z_step = COLUMNS * batch * max(C, O) + L
     x_tile, y_tile = x.size // total, gy.size // total
-    x_share, y_share = batch * x_tile // ELEMENTS + 1, batch * y_tile // ELEMENTS + 1
+    products = accumulated(C, O, L, wide)
+    x_share, y_share = share(batch * x_tile, products, L), share(batch * y_tile, products, L)
     ahead = batch + (0 if batch % tiles[1] == 0 else tiles[1])
     x, before, active, gy, work = start(x), start(before), before.size > 0, start(gy), start(work)
     v = offset(work, worker * room)
-    w = offset(v, ELEMENTS * v_step)
+    w = offset(v, 6 * v_step)
     z = offset(w, ELEMENTS * w_step)
     du = offset(work, workers * room + worker * ELEMENTS * C * O)
-    begin = worker * batches // workers
-    for b in range(begin, (worker + 1) * batches // workers):
-        first = b * batch
-        count = min(batch, total - first)
-        load_runs(x, before, active, shape, tiles, pad, first, count, v, v_step, z)
-        load_gradient_runs(gy, out, tiles, first, count, w, w_step, z)
+    begin, end = worker * total // workers, (worker + 1) * total // workers
+    for first in range(begin, end, batch):
+        count = min(batch, end - first)
+        load_runs(x, before, active, shape, tiles, pad, first, count, z, z_step)
+        load_gradient_runs(gy, out, tiles, first, count, w, w_step, v)
+        requests = (
+            Request(x, (first + ahead) * x_tile, x_share),
+            Request(gy, (first + ahead) * y_tile, y_share),
+        )
+        tile = 0
         for e in range(ELEMENTS):
-            ask_for(x, (first + ahead) * x_tile + e * x_share, x_share, L)
-            ask_for(gy, (first + ahead) * y_tile + e * y_share, y_share, L)
-            accumulate(
-                w, e * w_step, O, v, e * v_step, C, du, e * C * O, count, L, wide, b > begin
+            if e % 6 == 0:
+                input_row(offset(z, e // 6 * z_step), C, tiles, first, count, v, v_step)
+            tile = accumulate(
+                w, e * w_step, O, v, e % 6 * v_step, C, du, e * C * O, count, L, wide,
+                first > begin, requests, tile,
             )  # fmt: skip
 
 
 def _batch(total: int, workers: int, C: int, O: int) -> int:
     """Tiles that a worker takes at a time: whole register tiles, and work for every worker."""
-    most = max(1, BATCH_CHANNELS // (C + O)) if C * O <= SMALL else LARGE_BATCH
-    return -(-min(MAX_BATCH, most, max(1, total // workers)) // ROWS) * ROWS
+    most, each = BATCH if C * O < SMALL else LARGE_BATCH, total // workers
+    return -(-min(most, max(1, each), max(FEW, each // 16)) // ROWS) * ROWS
 
 
 class Plan(NamedTuple):
     """What the sizes decide.
 
-    batch: tiles that a worker takes at a time. room: numbers that it keeps, two batches of
-    transformed tiles and a run's columns. own: each makes its own U. pixels: of each worker's y.
+    batch: tiles that a worker takes at a time. room: numbers that it keeps of a batch: v and m or w
+    of some elements, z of all. own: each makes its own U. pixels: of each worker's y.
     """
 
     tiles: tuple[int, int]
@@ -165,10 +189,10 @@ def _plan(N: int, C: int, O: int, out: tuple[int, int], itemsize: int, workers: 
     tiles = -(-out[0] // 4), -(-out[1] // 4)
     total = N * tiles[0] * tiles[1]
     batch = _batch(total, workers, C, O)
-    batches = -(-total // batch)
     own, L = C * O <= SMALL, VECTOR_BYTES // itemsize
-    room = ELEMENTS * (batch * (C + O) + 2 * L) + ROOM * L
-    ends = [min(part * batches // workers * batch, total) for part in range(workers + 1)]
+    z, v, w = 6 * COLUMNS * batch * max(C, O), 6 * batch * C, ELEMENTS * batch * O
+    room = z + v + w + (2 * 6 + ELEMENTS) * L
+    ends = [part * total // workers for part in range(workers + 1)]
     pixels = np.diff([pixels_before(end, tiles, out) for end in ends])
     return Plan(tiles, total, batch, workers, own, L, room, pixels)
 

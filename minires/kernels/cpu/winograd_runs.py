@@ -1,17 +1,21 @@
 """Tiles of Winograd's convolution on their way from and to memory, a run of neighbours at a time.
 
-`winograd_tiles.py` has the mathematics. With few channels the transforms are as long as the
-products, and what surrounds them shows. So tiles are taken in runs, up to RUN side by side in one
-row of an image, one vector of channels at a time:
+`winograd_tiles.py` has the mathematics. What lies between the steps is to stay near the core, so
+a batch of tiles is half transformed as a whole, and the other half is done for one of the six rows
+of elements at a time, between which come the six products of the row:
 
-    input     z = B^T d for each column of the run, once, though two tiles share every third; z B
+    input     z = B^T d, six rows; then for row i, once its turn has come, v_i = z_i B
+    output    z_i = m_i A in the memory of the input's z_i, which is done with; y = A^T z
     gradient  A gy A^T within registers
-    output    z = A^T m for the six columns of a tile; each row of z A is stored when it is made,
-              and what `finishing.py` describes is done to it before
 
-Columns and rows outside the image are zeros in z, so that tiles at the edge take no way of their
-own; batch norm and ReLU in front are applied to a column as it is loaded. z stays in the
-first-level cache. Inner loops run over pointers: see `simd.start`.
+A tile thus takes 26 numbers of z and 6 each of v and m per channel where all of v and m took 72.
+
+With few channels the transforms are as long as the products, and what surrounds them shows. So
+tiles are taken in runs, up to RUN side by side in one row of an image, one vector of channels at a
+time. A column of B^T d is made once, though two tiles share every third. Columns and rows outside
+the image are zeros in z, so that tiles at the edge take no way of their own; batch norm and ReLU in
+front are applied to a column as it is loaded. Pixels are stored as they are made, and what
+`finishing.py` describes is done to them before. Inner loops run over pointers: see `simd.start`.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ from minires.kernels.cpu.winograd_tiles import (
 )
 
 RUN = 8  # tiles
-ROOM = 6 * (4 * RUN + 2)  # vectors of z
+COLUMNS = 6  # of z for a tile at most, if it is a run of its own
 
 
 class Ends(NamedTuple):
@@ -83,16 +87,16 @@ def ends_of(part, past):
 
 
 @njit(cache=True, forceinline=True)
-def _clear(z, first, last):
-    """Zeros in columns first, ..., last - 1 of z."""
+def _clear(z, to, count, step):
+    """Zeros in `count` columns of z."""
     L, zero = lanes_of(z), fill(z, 0.0)
-    for to in range(6 * L * first, 6 * L * last, L):
-        store(z, to, zero)
+    for at in range(to, to + count * L, L):
+        store6(z, at, step, (zero, zero, zero, zero, zero, zero))
 
 
 @njit(cache=True, forceinline=True)
-def _columns(x, at, line, C, count, inside, z, to, k):
-    """B^T d of `count` columns of pixels: x[at + i*line + j*C] -> z[to + (6*j + i)*L].
+def _columns(x, at, line, C, count, inside, z, to, step, k):
+    """B^T d of `count` columns of pixels: x[at + i*line + j*C] -> z[to + i*step + j*L].
 
     Rows where not `inside[i]` are zeros.
     """
@@ -102,8 +106,8 @@ def _columns(x, at, line, C, count, inside, z, to, k):
         d0, d1 = load_where(x, p0 + j, inside[0]), load_where(x, p1 + j, inside[1])
         d2, d3 = load_where(x, p2 + j, inside[2]), load_where(x, p3 + j, inside[3])
         d4, d5 = load_where(x, p4 + j, inside[4]), load_where(x, p5 + j, inside[5])
-        store6(z, to, L, b_transposed(d0, d1, d2, d3, d4, d5, k))
-        to += 6 * L
+        store6(z, to, step, b_transposed(d0, d1, d2, d3, d4, d5, k))
+        to += L
 
 
 @njit(cache=True, forceinline=True)
@@ -112,7 +116,7 @@ def _active(x, at, inside, mean, scale, shift):
 
 
 @njit(cache=True, forceinline=True)
-def _active_columns(x, at, line, C, count, inside, before, c, z, to, k):
+def _active_columns(x, at, line, C, count, inside, before, c, z, to, step, k):
     """The same of relu((x - mean) * scale + shift); where not inside, all of them are 0."""
     L, p0, p1, p2 = lanes_of(x), at, at + line, at + 2 * line
     p3, p4, p5 = at + 3 * line, at + 4 * line, at + 5 * line
@@ -133,22 +137,8 @@ def _active_columns(x, at, line, C, count, inside, before, c, z, to, k):
         d3 = _active(x, p3 + j, inside[3], m3, a3, b3)
         d4 = _active(x, p4 + j, inside[4], m4, a4, b4)
         d5 = _active(x, p5 + j, inside[5], m5, a5, b5)
-        store6(z, to, L, b_transposed(d0, d1, d2, d3, d4, d5, k))
-        to += 6 * L
-
-
-@njit(cache=True, forceinline=True)
-def _input_rows(z, run, out, to, tile, step, k):
-    """z B of the tiles of a run: z[(6*(4*t + j) + i)*L] -> out[to + t*tile + (6*i + j)*step]."""
-    L = lanes_of(z)
-    for t in range(run):
-        q, p = to + t * tile, 24 * L * t
-        end = q + 36 * step
-        while q < end:  # a count that LLVM does not know: six times it would write it out
-            d0, d1, d2 = load(z, p), load(z, p + 6 * L), load(z, p + 12 * L)
-            d3, d4, d5 = load(z, p + 18 * L), load(z, p + 24 * L), load(z, p + 30 * L)
-            store6(out, q, step, b_transposed(d0, d1, d2, d3, d4, d5, k))
-            p, q = p + L, q + 6 * step
+        store6(z, to, step, b_transposed(d0, d1, d2, d3, d4, d5, k))
+        to += L
 
 
 @njit(cache=True, forceinline=True)
@@ -169,15 +159,16 @@ def _after(n, row, col, rows, cols):
 
 
 @njit(cache=True)
-def load_runs(x, before, active, shape, tiles, pad, first, count, v, step, z):
-    """Transform input tiles first, ..., first + count - 1 to v[(6*i + j)*step + t*C + c].
+def load_runs(x, before, active, shape, tiles, pad, first, count, z, step):
+    """z = B^T d of input tiles first, ..., first + count - 1, row i from z[i*step] on: for each run
+    and each vector of channels the run's columns.
 
     before: mean, scale and shift, to transform relu((x - mean) * scale + shift) if `active`. All
-    arrays are pointers. z: room for ROOM vectors.
+    arrays are pointers.
     """
     (H, W, C), (rows, cols), L, k = shape, tiles, lanes_of(x), constants(x)
     n, row, col = _place(first, rows, cols)
-    done = 0
+    done, to = 0, 0
     while done < count:
         run = min(RUN, cols - col, count - done)
         top, left = row * 4 - pad[0], col * 4 - pad[1]
@@ -187,24 +178,43 @@ def load_runs(x, before, active, shape, tiles, pad, first, count, v, step, z):
         )  # fmt: skip
         width = 4 * run + 2
         j0, j1 = max(0, -left), min(width, W - left)
-        _clear(z, 0, j0)
-        _clear(z, j1, width)
-        at, to = ((n * H + top) * W + left + j0) * C, done * C
+        at = ((n * H + top) * W + left + j0) * C
         for c in range(0, C, L):
+            _clear(z, to, j0, step)
+            _clear(z, to + j1 * L, width - j1, step)
             if active:
                 _active_columns(
-                    x, at + c, W * C, C, j1 - j0, inside, before, c, z, 6 * L * j0, k
+                    x, at + c, W * C, C, j1 - j0, inside, before, c, z, to + j0 * L, step, k
                 )  # fmt: skip
             else:
-                _columns(x, at + c, W * C, C, j1 - j0, inside, z, 6 * L * j0, k)
-            _input_rows(z, run, v, to + c, C, step, k)
+                _columns(x, at + c, W * C, C, j1 - j0, inside, z, to + j0 * L, step, k)
+            to += width * L
+        done += run
+        n, row, col = _after(n, row, col + run, rows, cols)
+
+
+@njit(cache=True)
+def input_row(z, C, tiles, first, count, v, step):
+    """z B of one row of the same tiles: v[j*step + t*C + c]."""
+    (rows, cols), L, k = tiles, lanes_of(z), constants(z)
+    n, row, col = _place(first, rows, cols)
+    done, at = 0, 0
+    while done < count:
+        run = min(RUN, cols - col, count - done)
+        for c in range(done * C, done * C + C, L):
+            for to in range(c, c + run * C, C):
+                d0, d1, d2 = load(z, at), load(z, at + L), load(z, at + 2 * L)
+                d3, d4, d5 = load(z, at + 3 * L), load(z, at + 4 * L), load(z, at + 5 * L)
+                store6(v, to, step, b_transposed(d0, d1, d2, d3, d4, d5, k))
+                at += 4 * L
+            at += 2 * L
         done += run
         n, row, col = _after(n, row, col + run, rows, cols)
 
 
 @njit(cache=True)
 def load_gradient_runs(gy, shape, tiles, first, count, w, step, z):
-    """Transform upstream gradient tiles, as `load_runs` does input tiles."""
+    """Transform upstream gradient tiles: w[(6*i + j)*step + t*O + o]. z: room for a tile."""
     (OH, OW, O), (rows, cols), L, k = shape, tiles, lanes_of(gy), constants(gy)
     n, row, col = _place(first, rows, cols)
     done = 0
@@ -229,24 +239,22 @@ def load_gradient_runs(gy, shape, tiles, first, count, w, step, z):
         n, row, col = _after(n, row, col + run, rows, cols)
 
 
-@njit(cache=True, forceinline=True)
-def _output_columns(m, at, step, z, k):
-    """A^T m of one vector of a tile: m[at + (6*i + j)*step] -> z[(4*j + i)*L]."""
-    L, p, to, down = lanes_of(m), at, 0, 6 * step
-    while p < at + down:  # as in `_input_rows`
-        m0, m1, m2 = load(m, p), load(m, p + down), load(m, p + 2 * down)
-        m3, m4, m5 = load(m, p + 3 * down), load(m, p + 4 * down), load(m, p + 5 * down)
-        store4(z, to, L, a_transposed(m0, m1, m2, m3, m4, m5, k))
-        p, to = p + step, to + 4 * L
+@njit(cache=True)
+def output_row(m, step, size, z):
+    """m A of one row of tiles, each of O channels: m[j*step + p] -> z[4*p + j*L], p < size."""
+    L, k = lanes_of(m), constants(m)
+    for p in range(0, size, L):
+        m0, m1, m2 = load(m, p), load(m, p + step), load(m, p + 2 * step)
+        m3, m4, m5 = load(m, p + 3 * step), load(m, p + 4 * step), load(m, p + 5 * step)
+        store4(z, 4 * p, L, a_transposed(m0, m1, m2, m3, m4, m5, k))
 
 
 @njit(cache=True, forceinline=True)
-def _output_row(z, p, k):
-    """Four pixels of row p / L: z A."""
-    L = lanes_of(z)
-    m0, m1, m2 = load(z, p), load(z, p + 4 * L), load(z, p + 8 * L)
-    m3, m4, m5 = load(z, p + 12 * L), load(z, p + 16 * L), load(z, p + 20 * L)
-    return a_transposed(m0, m1, m2, m3, m4, m5, k)
+def _output_column(z, at, step, k):
+    """Four pixels of one column of a tile: A^T z."""
+    z0, z1, z2 = load(z, at), load(z, at + step), load(z, at + 2 * step)
+    z3, z4, z5 = load(z, at + 3 * step), load(z, at + 4 * step), load(z, at + 5 * step)
+    return a_transposed(z0, z1, z2, z3, z4, z5, k)
 
 
 @njit(cache=True, forceinline=True)
@@ -258,31 +266,28 @@ def _plain(value, y, at, origin, a, b):
 
 
 @njit(cache=True, forceinline=True)
-def _store_run(m, at, tile, step, run, height, last, y, to, line, O, begins, o, ends, z, k):
+def _store_run(z, at, tile, step, run, height, last, y, to, line, O, begins, o, ends, k):
     """A run of tiles as they are, and their moments if wanted."""
     L, origin, a, b = lanes_of(y), fill(y, 0.0), fill(y, 0.0), fill(y, 0.0)
     if ends.moments:
         if begins:
-            _output_columns(m, at, step, z, k)
-            v = _output_row(z, (height - 1) * L, k)
-            width = last if run == 1 else 4
-            pixel = v[0] if width == 1 else v[1] if width == 2 else v[2] if width == 3 else v[3]
+            v = _output_column(z, at + ((last if run == 1 else 4) - 1) * L, step, k)
+            pixel = v[0] if height == 1 else v[1] if height == 2 else v[2] if height == 3 else v[3]
             store(ends.kept, o, pixel)
         origin = load(ends.kept, o)
     for t in range(run):
-        _output_columns(m, at + t * tile, step, z, k)
-        width = last if t == run - 1 else 4
-        q = to + 4 * t * O
-        for p in range(0, height * L, L):
-            v0, v1, v2, v3 = _output_row(z, p, k)
+        width, p = last if t == run - 1 else 4, at + t * tile
+        for q in range(to, to + width * O, O):
+            v0, v1, v2, v3 = _output_column(z, p, step, k)
             a, b = _plain(v0, y, q, origin, a, b)
-            if width > 1:
-                a, b = _plain(v1, y, q + O, origin, a, b)
-            if width > 2:
-                a, b = _plain(v2, y, q + 2 * O, origin, a, b)
-            if width > 3:
-                a, b = _plain(v3, y, q + 3 * O, origin, a, b)
-            q += line
+            if height > 1:
+                a, b = _plain(v1, y, q + line, origin, a, b)
+            if height > 2:
+                a, b = _plain(v2, y, q + 2 * line, origin, a, b)
+            if height > 3:
+                a, b = _plain(v3, y, q + 3 * line, origin, a, b)
+            p += L
+        to += 4 * O
     if ends.moments:
         add_wide(ends.sums, o, a)
         add_wide(ends.products, o, b)
@@ -303,24 +308,23 @@ def _masked(value, y, at, ends, mean, scale, shift, a, b):
 
 
 @njit(cache=True, forceinline=True)
-def _mask_run(m, at, tile, step, run, height, last, y, to, line, O, o, ends, z, k):
+def _mask_run(z, at, tile, step, run, height, last, y, to, line, O, o, ends, k):
     """A run of tiles of a gradient, masked and summed."""
     norm, a, b, L = ends.norm, fill(y, 0.0), fill(y, 0.0), lanes_of(y)
     mean, scale, shift = load(norm, o), load(norm, O + o), load(norm, 2 * O + o)
     for t in range(run):
-        _output_columns(m, at + t * tile, step, z, k)
-        width = last if t == run - 1 else 4
-        q = to + 4 * t * O
-        for p in range(0, height * L, L):
-            v0, v1, v2, v3 = _output_row(z, p, k)
+        width, p = last if t == run - 1 else 4, at + t * tile
+        for q in range(to, to + width * O, O):
+            v0, v1, v2, v3 = _output_column(z, p, step, k)
             a, b = _masked(v0, y, q, ends, mean, scale, shift, a, b)
-            if width > 1:
-                a, b = _masked(v1, y, q + O, ends, mean, scale, shift, a, b)
-            if width > 2:
-                a, b = _masked(v2, y, q + 2 * O, ends, mean, scale, shift, a, b)
-            if width > 3:
-                a, b = _masked(v3, y, q + 3 * O, ends, mean, scale, shift, a, b)
-            q += line
+            if height > 1:
+                a, b = _masked(v1, y, q + line, ends, mean, scale, shift, a, b)
+            if height > 2:
+                a, b = _masked(v2, y, q + 2 * line, ends, mean, scale, shift, a, b)
+            if height > 3:
+                a, b = _masked(v3, y, q + 3 * line, ends, mean, scale, shift, a, b)
+            p += L
+        to += 4 * O
     add_wide(ends.sums, o, a)
     add_wide(ends.products, o, b)
 
@@ -340,30 +344,29 @@ def _finished(value, y, at, ends, shift):
 
 
 @njit(cache=True, forceinline=True)
-def _finish_run(m, at, tile, step, run, height, last, y, to, line, O, o, ends, z, k):
+def _finish_run(z, at, tile, step, run, height, last, y, to, line, O, o, ends, k):
     """A run of tiles with shift, shortcut and ReLU."""
     L, shift = lanes_of(y), fill(y, 0.0)
     if ends.shifted:
         shift = load(ends.shift, o)
     for t in range(run):
-        _output_columns(m, at + t * tile, step, z, k)
-        width = last if t == run - 1 else 4
-        q = to + 4 * t * O
-        for p in range(0, height * L, L):
-            v0, v1, v2, v3 = _output_row(z, p, k)
+        width, p = last if t == run - 1 else 4, at + t * tile
+        for q in range(to, to + width * O, O):
+            v0, v1, v2, v3 = _output_column(z, p, step, k)
             _finished(v0, y, q, ends, shift)
-            if width > 1:
-                _finished(v1, y, q + O, ends, shift)
-            if width > 2:
-                _finished(v2, y, q + 2 * O, ends, shift)
-            if width > 3:
-                _finished(v3, y, q + 3 * O, ends, shift)
-            q += line
+            if height > 1:
+                _finished(v1, y, q + line, ends, shift)
+            if height > 2:
+                _finished(v2, y, q + 2 * line, ends, shift)
+            if height > 3:
+                _finished(v3, y, q + 3 * line, ends, shift)
+            p += L
+        to += 4 * O
 
 
 @njit(cache=True)
-def store_runs(m, step, shape, tiles, first, count, y, begins, ends, z):
-    """Transform products m[(6*i + j)*step + t*O + o] back into pixels of y.
+def store_runs(z, step, shape, tiles, first, count, y, begins, ends):
+    """Transform z[i*step + 4*(t*O + o) + j*L], what `output_row` made, back into pixels of y.
 
     begins: whether these tiles are the part's first, whose last pixel moments are summed from: not
     its corner, which in an image's first tile padding changes. All arrays are pointers.
@@ -376,20 +379,20 @@ def store_runs(m, step, shape, tiles, first, count, y, begins, ends, z):
         run = min(RUN, cols - col, count - done)
         top, left = row * 4, col * 4
         height, last = min(4, OH - top), min(4, OW - left - 4 * (run - 1))
-        to, at = ((n * OH + top) * OW + left) * O, done * O
+        to, at = ((n * OH + top) * OW + left) * O, 4 * done * O
         for o in range(0, O, L):
             if ends.masks:
                 _mask_run(
-                    m, at + o, O, step, run, height, last, y, to + o, OW * O, O, o, ends, z, k
+                    z, at + 4 * o, 4 * O, step, run, height, last, y, to + o, OW * O, O, o, ends, k
                 )  # fmt: skip
             elif finished:
                 _finish_run(
-                    m, at + o, O, step, run, height, last, y, to + o, OW * O, O, o, ends, z, k
+                    z, at + 4 * o, 4 * O, step, run, height, last, y, to + o, OW * O, O, o, ends, k
                 )  # fmt: skip
             else:
                 _store_run(
-                    m, at + o, O, step, run, height, last, y, to + o, OW * O, O,
-                    begins and done == 0, o, ends, z, k,
+                    z, at + 4 * o, 4 * O, step, run, height, last, y, to + o, OW * O, O,
+                    begins and done == 0, o, ends, k,
                 )  # fmt: skip
         done += run
         n, row, col = _after(n, row, col + run, rows, cols)
