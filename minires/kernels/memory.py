@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 
 LINE = 64  # bytes: a cache line, and the widest vector
-SMALLEST = 1 << 18  # bytes: below it the allocator of the C library has memory at hand
+SMALLEST = 1 << 13  # bytes: below it whole pages would be mostly waste
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 """Pages of our own: of memory that could be shared, Linux makes no large pages."""
 STATES = 1 << 14  # to remember: a step of ResNet-50 passes 550

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minires.kernels import memory
-from minires.kernels.memory import LINE, SEGMENT, SMALLEST, Pool
+from minires.kernels.memory import LINE, SEGMENT, Pool
 
-BIG = SMALLEST // 4  # float32 numbers in the smallest pooled array
+BIG = 1 << 16  # float32 numbers in a pooled array of whole pages
 
 
 @pytest.fixture

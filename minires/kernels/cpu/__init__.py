@@ -44,9 +44,19 @@ def _late(module: str, function: str, summary: str) -> Callable[..., Any]:
     return kernel
 
 
-# What is between two kernels of batch norm where the first is a convolution that sums moments.
-normaliser = _late("channels", "normaliser", "What batch norm does to x, from its moments.")
-move_statistics = _late("channels", "move", "Running statistics towards a batch's, in place.")
+# What is between two kernels of batch norm where the first is a convolution that sums moments:
+# what it does to x, from its moments, and running statistics towards a batch's, in place.
+_BETWEEN = {"normaliser": "normaliser", "move_statistics": "move"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import one of these when it is first asked for; it is at hand from then on."""
+    if name not in _BETWEEN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    use_own_threads()
+    found = getattr(importlib.import_module("minires.kernels.cpu.channels"), _BETWEEN[name])
+    globals()[name] = found
+    return found
 
 
 def _winograd(g: ConvGeometry) -> bool:
