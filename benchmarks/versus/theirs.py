@@ -16,6 +16,7 @@ from versus.work import SETTINGS, Call, Work
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 COUNTS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet20": (3, 3, 3),
           "resnet110": (18, 18, 18), "resnet8": (1, 1, 1)}  # fmt: skip
+VERSIONS = 64  # compiled nets in one process
 
 
 class Block(nn.Module):
@@ -102,6 +103,15 @@ def fold(net: TorchResNet) -> TorchResNet:
     return net
 
 
+def _compiled(net: TorchResNet) -> Any:
+    """torch.compile: each net is one more version of one `forward`, of which only eight are kept by
+    default; the others would run eagerly, with no more than a warning."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = VERSIONS
+    return torch.compile(net)
+
+
 def training_step(
     work: Work, layout: str = "channels_last", compiled: bool = False, model: Any = None
 ) -> Call:
@@ -111,7 +121,7 @@ def training_step(
     optimizer = torch.optim.SGD(net.parameters(), **SETTINGS)
     x = torch.tensor(work.images()).contiguous(memory_format=LAYOUTS[layout])
     labels = torch.tensor(work.labels())
-    forward = torch.compile(net) if compiled else net
+    forward = _compiled(net) if compiled else net
 
     def step() -> float:
         optimizer.zero_grad()
@@ -127,7 +137,7 @@ def inference(work: Work, layout: str, compiled: bool, model: Any) -> Call:
     """Answers to a batch, batch norm folded into the convolutions."""
     net = fold(model.eval()).to(memory_format=LAYOUTS[layout])
     x = torch.tensor(work.images()).contiguous(memory_format=LAYOUTS[layout])
-    forward = torch.compile(net) if compiled else net
+    forward = _compiled(net) if compiled else net
 
     def answer() -> np.ndarray:
         with torch.inference_mode():
