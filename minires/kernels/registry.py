@@ -115,6 +115,7 @@ class Operation:
     def __init__(self, name: str, signature: str) -> None:
         self.name = name
         self.__doc__ = signature
+        self.takes_geometry = ", g) ->" in signature
         self.kernels: list[Kernel] = []
         self._chosen: dict[tuple[type, Any, Any], Chosen] = {}
 
@@ -138,7 +139,7 @@ class Operation:
             raise
         found = self._chosen.get(key)
         if found is None:
-            if geometry is None and ", g) ->" in str(self.__doc__):
+            if geometry is None and self.takes_geometry:
                 raise TypeError(
                     f"{self.name}: the last argument must be a geometry, made by conv_geometry or "
                     f"pool_geometry: {self.__doc__}"
